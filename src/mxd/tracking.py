@@ -1,0 +1,72 @@
+"""What is counted and written down while students train: firing counts and the metrics file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layers import Code
+
+
+class FiringCounts:
+    """How often each unit of one layer fired (a > 0), since the start and as a running average per token."""
+
+    def __init__(self, n_units: int, device: torch.device, decay: float = 0.9) -> None:
+        self.total = torch.zeros(n_units, dtype=torch.int64, device=device)
+        self.recent = torch.zeros(n_units, device=device)
+        self.tokens = 0
+        self._decay = decay
+        self._weight = 0.0
+
+    def add(self, code: Code) -> None:
+        """Count one batch of codes."""
+        n_units = self.total.shape[0]
+        if n_units == 0:
+            return
+        fired = torch.bincount(code.indices[code.values > 0].flatten(), minlength=n_units)
+        tokens = code.values[..., 0].numel()
+        self.total += fired
+        self.tokens += tokens
+        self.recent.mul_(self._decay).add_(fired / tokens, alpha=1 - self._decay)
+        self._weight = self._decay * self._weight + (1 - self._decay)
+
+    @property
+    def frequency(self) -> Tensor:
+        """Recent share of tokens on which each unit fires, float32 [n_units]; bias of the running average corrected."""
+        return self.recent / max(self._weight, 1e-12)
+
+    def summary(self) -> dict[str, float]:
+        """Share of units that have not fired yet, and the highest recent firing frequency."""
+        if self.total.shape[0] == 0 or self.tokens == 0:
+            return {}
+        return {
+            "not_fired_yet": float((self.total == 0).float().mean()),
+            "max_firing_frequency": float(self.frequency.max()),
+        }
+
+
+class Metrics:
+    """The run's metrics.jsonl: one JSON object a line, flushed as written; numbers that are not finite become null."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

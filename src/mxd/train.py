@@ -1,0 +1,265 @@
+"""The training loop: many students on one stream of activations.
+
+Each student has its own optimiser, schedule and random generator and sees every batch of its hookpoint, so its result does
+not depend on who trains beside it (on the CPU: bit for bit).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .layers import MxD, Sizes, SparseLayer, build
+from .layers.warm_start import (
+    centre_gate,
+    copy_host_encoder,
+    dense_matrices,
+    fit_output,
+    gate,
+    positive_modulation,
+    start_output_bias,
+)
+from .objectives import objective
+from .recipes import Recipe
+from .tracking import FiringCounts, Metrics
+
+SAMPLE_TOKENS = 16_384
+"""Tokens of the first buffer that a warm start looks at."""
+
+
+class ActivationBatch(Protocol):
+    """What the loop needs of a batch: the named pair (x, y) and which tokens are first in their sequence."""
+
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def y(self) -> Tensor: ...
+    @property
+    def first(self) -> Tensor: ...
+
+
+class EncoderWeights(Protocol):
+    """The host MLP's encoder, for recipes that start from it."""
+
+    @property
+    def E(self) -> Tensor: ...
+    @property
+    def b_E(self) -> Tensor | None: ...
+    @property
+    def E_gate(self) -> Tensor | None: ...
+    @property
+    def b_gate(self) -> Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """One student: what it is and how it is trained."""
+
+    name: str
+    """Unique in the run: ``mxd-k32``, with ``@hookpoint`` behind it where several layers are trained."""
+    hookpoint: str
+    """The MLP it stands in for."""
+    kind: str
+    """Kind of layer."""
+    sizes: Sizes
+    """Its widths."""
+    recipe: Recipe
+    """How it starts and is optimised."""
+    loss: str = "norm-weighted"
+    """Training loss, by name."""
+    random_k: bool = False
+    """Draw K from K/2 to 3K/2 at every step."""
+    seed: int = 0
+    """The run's seed; the student's own is made of it, the kind, K and hookpoint."""
+
+    def own_seed(self) -> int:
+        """A 63-bit seed that depends on this student alone, not on its company."""
+        text = f"{self.seed}/{self.kind}/{self.sizes.k}/{self.hookpoint}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+class Student:
+    """A layer in training, with its optimiser, generator, counts and clock."""
+
+    def __init__(self, spec: StudentSpec, *, total_steps: int, device: torch.device | str = "cpu") -> None:
+        self.spec = spec
+        self.total_steps = total_steps
+        self.generator = torch.Generator().manual_seed(spec.own_seed())
+        # Drawn on the CPU whatever the device, so that a seed means the same start everywhere.
+        self.layer: SparseLayer = build(spec.kind, spec.sizes, generator=self.generator).to(device)
+        self.loss = objective(spec.loss)
+        self.counts = FiringCounts(self.layer.n_units, torch.device(device))
+        self.steps = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.last_loss = math.nan
+        self.stopped: str | None = None
+        self._score_scale = 1.0
+        self._optimisers = self._make_optimisers()
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def inputs(self, batch: ActivationBatch) -> Tensor:
+        """What this kind reads of a batch: x, or y for an SAE."""
+        return batch.y if self.layer.reads == "output" else batch.x
+
+    def start(self, sample: ActivationBatch, host: EncoderWeights | None) -> None:
+        """Set up what depends on data, from a sample of the first buffer, as the recipe says."""
+        began = time.perf_counter()
+        recipe, layer = self.spec.recipe, self.layer
+        if recipe.centre or recipe.warm_start_steps:
+            # The first position has tens of times the norm of the others and would drown them in every mean.
+            keep = ~sample.first
+            inputs, y = self.inputs(sample)[keep], sample.y[keep]
+        else:
+            inputs, y = self.inputs(sample), sample.y
+        start_output_bias(layer, y)
+        if recipe.encoder != "fresh" and hasattr(layer, "encoder") and host is not None:
+            copy_host_encoder(layer, host.E, host.b_E, host.E_gate, host.b_gate)
+            if recipe.encoder == "host-frozen":
+                layer.get_submodule("encoder").requires_grad_(False)
+        if recipe.centre:
+            centre_gate(layer, inputs)
+        if recipe.positive_c and isinstance(layer, MxD):
+            positive_modulation(layer, inputs, self.generator)
+        if recipe.warm_start_steps:
+            fit_output(layer, inputs, y, steps=recipe.warm_start_steps)
+        found = gate(layer)
+        if found is not None:
+            with torch.no_grad():
+                self._score_scale = float((inputs[:256] @ found[0].t()).std())
+        self._optimisers = self._make_optimisers()
+        self.seconds += time.perf_counter() - began
+
+    def step(self, batch: ActivationBatch) -> None:
+        """One optimiser step. A loss that is not finite stops this student, its weights as they were before."""
+        began = time.perf_counter()
+        layer = self.layer
+        output = layer(self.inputs(batch), self._draw_k())
+        loss = self.loss(output.y, batch.y)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            self.stopped = f"the loss became {value} at step {self.steps + 1}"
+            return
+        for optimiser in self._optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        rate = self.learning_rate()
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+        self.counts.add(output.code)
+        self._balance()
+        self.steps += 1
+        self.tokens += len(batch.y)
+        self.last_loss = value
+        self.seconds += time.perf_counter() - began
+
+    def learning_rate(self) -> float:
+        """The learning rate of the coming step."""
+        recipe, step = self.spec.recipe, self.steps
+        if step < recipe.warmup_steps:
+            return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+        if recipe.schedule == "constant":
+            return recipe.learning_rate
+        left = (self.total_steps - step) / max(self.total_steps - recipe.warmup_steps, 1)
+        return recipe.learning_rate * max(left, 0.0)
+
+    def _draw_k(self) -> int | None:
+        if not self.spec.random_k or self.layer.k == 0:
+            return None
+        k = self.layer.k
+        return int(torch.randint(max(1, k // 2), k + k // 2 + 1, (), generator=self.generator))
+
+    def _make_optimisers(self) -> list[torch.optim.Optimizer]:
+        parameters = [p for p in self.layer.parameters() if p.requires_grad]
+        recipe = self.spec.recipe
+        if recipe.optimiser == "adam":
+            return [torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)]
+        dense = [p for p in dense_matrices(self.layer) if p.requires_grad]
+        chosen = {id(p) for p in dense}
+        rest = [p for p in parameters if id(p) not in chosen]
+        made: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, lr=recipe.learning_rate, fused=True)]
+        if dense:
+            muon = torch.optim.Muon(dense, lr=recipe.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            made.append(muon)
+        return made
+
+    @torch.no_grad()
+    def _balance(self) -> None:
+        """One-sided frequency control of the gate's bias (after loss-free balancing, arXiv 2408.15664).
+
+        Only units far off are touched: those on more than max(5 %, twice the even share) of tokens and those on less than a
+        tenth of the even share. What fires between is left to the loss.
+        """
+        found = gate(self.layer)
+        if not self.spec.recipe.balance or found is None or self.steps > 0.8 * self.total_steps:
+            return
+        frequency, even = self.counts.frequency, self.layer.k / self.layer.n_units
+        unit = self._score_scale
+        found[1].sub_((frequency > max(0.05, 2 * even)).float(), alpha=1e-2 * unit)
+        found[1].add_((frequency < 0.1 * even).float(), alpha=3e-3 * unit)
+
+
+def train(
+    students: list[Student],
+    stream: Iterable[Mapping[str, ActivationBatch]],
+    *,
+    metrics: Metrics,
+    log_every_steps: int,
+    probe: Callable[[Student], dict[str, Any]] | None = None,
+    probe_every_steps: int = 0,
+    on_step: Callable[[int, list[Student]], None] | None = None,
+) -> None:
+    """Give every batch of the stream to every student that is still running.
+
+    Args:
+        students: set up already (`Student.start`).
+        stream: per step one batch per hookpoint.
+        metrics: gets one row per logged step and student.
+        log_every_steps: steps between two rows of a student.
+        probe: measures a student on held-out activations; its figures go to the metrics under ``probe``.
+        probe_every_steps: steps between two probes; 0 for none.
+        on_step: called after each step with the number of steps done, for progress.
+    """
+    began = time.perf_counter()
+    step = 0
+    for step, batches in enumerate(stream, 1):
+        running = [s for s in students if s.stopped is None]
+        if not running:
+            break
+        for student in running:
+            student.step(batches[student.spec.hookpoint])
+        if step % log_every_steps == 0 or step == 1:
+            for student in running:
+                metrics.write(_row(student, step, time.perf_counter() - began))
+        if probe is not None and probe_every_steps and (step % probe_every_steps == 0 or step == 1):
+            for student in running:
+                metrics.write({"step": step, "tokens": student.tokens, "student": student.name, "probe": probe(student)})
+        if on_step is not None:
+            on_step(step, students)
+
+
+def _row(student: Student, step: int, seconds: float) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "step": step,
+        "tokens": student.tokens,
+        "student": student.name,
+        "loss": student.last_loss,
+        "lr": student.learning_rate(),
+        "seconds": round(seconds, 3),
+        **student.counts.summary(),
+    }
+    if student.stopped:
+        row["stopped"] = student.stopped
+    return row
