@@ -1,0 +1,315 @@
+"""The run folder: written atomically, read with checks. No pickles: JSON and safetensors only.
+
+::
+
+    runs/NAME/run.json                       the whole configuration, host, text, versions
+    runs/NAME/metrics.jsonl                  one line per logged step and student
+    runs/NAME/STUDENT/HOOKPOINT/cfg.json     the layer's description and its training record
+    runs/NAME/STUDENT/HOOKPOINT/*.safetensors
+    runs/NAME/report.json .md .html, frontier.svg
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from .errors import RunError, nearest
+from .interop import sparsify
+from .layers import SparseLayer, from_description
+
+FORMAT_VERSION = 1
+"""Version of the run folder; a newer one is refused."""
+
+
+@dataclass(frozen=True)
+class StudentRecord:
+    """What a run knows of one of its students."""
+
+    name: str
+    """Unique in the run: ``mxd-k32``, or ``mxd-k32@layers.6.mlp`` where the run has several layers."""
+    hookpoint: str
+    """The MLP it stands in for."""
+    kind: str
+    """Kind of layer."""
+    k: int
+    """Units active per token; 0 for the dense control."""
+    d_in: int
+    """Width it reads."""
+    d_out: int
+    """Width it returns."""
+    n_units: int
+    """Experts or latents."""
+    params: int
+    """Parameters, biases included."""
+    recipe: str
+    """Recipe it was trained under."""
+    seed: int
+    """The run's seed."""
+    tokens_trained: int
+    """Token-steps: tokens seen by the optimiser, repeats counted."""
+    steps: int
+    """Optimiser steps."""
+    train_seconds: float
+    """Time spent on this student alone."""
+    tokens_per_second: float
+    """tokens_trained / train_seconds."""
+    is_control: bool
+    """True for dense and additive."""
+    stopped: str | None = None
+    """Why training ended early, if it did."""
+
+    @property
+    def folder(self) -> str:
+        """Where its files lie, relative to the run."""
+        return f"{self.name.split('@')[0]}/{self.hookpoint}"
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write beside, flush to disk, then rename: a reader sees the old file or the new one, never half of either."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically; numbers that are not finite are refused."""
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`.
+
+    Raises:
+        RunError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError("a file of the run is missing", expected=str(path), next="copy the run folder again, whole") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{path} is damaged", expected="JSON", got=str(error), next="copy the run folder again, whole") from None
+
+
+def save_layer(folder: Path, layer: SparseLayer, record: StudentRecord | None = None) -> None:
+    """Write one layer: weights first, then the cfg.json that names their checksum, so that a half-written folder is refused."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in layer.state_dict().items()}
+    shared = layer.kind in sparsify.KINDS
+    weights = save_tensors(sparsify.to_names(state) if shared else state, metadata={"format": "pt"})
+    cfg: dict[str, Any] = sparsify.config(layer) if shared else {}
+    cfg["mxd"] = {
+        "format_version": FORMAT_VERSION,
+        "layer": layer.describe(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "record": dataclasses.asdict(record) if record else None,
+    }
+    write_atomic(folder / _weights_name(layer.kind), weights)
+    write_json(folder / "cfg.json", cfg)
+
+
+def load_layer(folder: Path, device: str | torch.device = "cpu") -> SparseLayer:
+    """The layer in `folder`, in evaluation mode.
+
+    Raises:
+        RunError: not a layer folder, of a newer format, or its weights are truncated or not those that were saved.
+    """
+    cfg = read_json(folder / "cfg.json")
+    about = cfg.get("mxd") if isinstance(cfg, dict) else None
+    if not isinstance(about, dict):
+        raise RunError(f"{folder} was not saved by mxd", expected="cfg.json with an 'mxd' entry", got=", ".join(sorted(cfg)[:6]))
+    _check_version(about.get("format_version"), folder)
+    layer = from_description(about["layer"], device="meta")
+    path = folder / _weights_name(layer.kind)
+    tensors = _read_weights(path, about["weights_sha256"])
+    if layer.kind in sparsify.KINDS:
+        tensors = sparsify.from_names(tensors)
+    expected = {name: tuple(t.shape) for name, t in layer.state_dict().items()}
+    got = {name: tuple(t.shape) for name, t in tensors.items()}
+    if expected != got:
+        raise RunError(f"{path} does not fit its cfg.json", expected=str(expected), got=str(got))
+    layer.load_state_dict(tensors, assign=True)
+    return layer.to(device).eval().requires_grad_(False)
+
+
+def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    mend = "copy the run folder again, whole, or train again with --overwrite"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise RunError("a weight file is missing", expected=str(path), next=mend) from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise RunError(f"{path} is truncated or was changed", expected=f"sha256 {sha256[:12]}…", got=f"{found[:12]}…, {len(data):,} bytes", next=mend)
+    try:
+        return load_tensors(data)
+    except SafetensorError as error:
+        raise RunError(f"{path} cannot be read", expected="safetensors", got=str(error), next=mend) from None
+
+
+def _weights_name(kind: str) -> str:
+    return sparsify.WEIGHTS_FILE if kind in sparsify.KINDS else "mxd.safetensors"
+
+
+def _check_version(version: Any, path: Path) -> None:
+    if not isinstance(version, int):
+        raise RunError(f"{path} has no format version", expected=f"format_version up to {FORMAT_VERSION}", got=str(version))
+    if version > FORMAT_VERSION:
+        raise RunError(
+            f"{path} was written by a newer mxd",
+            expected=f"format version up to {FORMAT_VERSION}",
+            got=str(version),
+            next="pip install --upgrade mxd",
+        )
+
+
+class Run:
+    """A run folder, opened for reading. Attributes: `path`, `info` (run.json), `students`."""
+
+    def __init__(self, path: Path, info: dict[str, Any], students: list[StudentRecord]) -> None:
+        self.path, self.info, self.students = path, info, students
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open a run folder.
+
+        Raises:
+            RunError: there is none, it is not a run, of a newer format, or incomplete.
+        """
+        path = Path(path)
+        if not (path / "run.json").is_file():
+            what = "is not a run folder" if path.exists() else "does not exist"
+            raise RunError(f"{path} {what}", expected="a folder with run.json", next="mxd train --out " + str(path))
+        info = read_json(path / "run.json")
+        if not isinstance(info, dict):
+            raise RunError(f"{path / 'run.json'} is damaged", expected="a JSON object", got=type(info).__name__)
+        _check_version(info.get("format_version"), path)
+        try:
+            students = [StudentRecord(**record) for record in info["students"]]
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{path / 'run.json'} is damaged", expected="a list of students", got=str(error)) from None
+        if not students:
+            raise RunError(f"{path} holds no student yet", expected="a run that got as far as saving", next="mxd train --out " + str(path))
+        return cls(path, info, students)
+
+    def student(self, name: str) -> StudentRecord:
+        """The record of one student.
+
+        Raises:
+            RunError: no such student; names the nearest.
+        """
+        for record in self.students:
+            if record.name == name:
+                return record
+        raise RunError(f"no student of that name in {self.path}", expected=nearest(name, [s.name for s in self.students]), got=name)
+
+    def load(self, name: str, device: str | torch.device = "cpu") -> SparseLayer:
+        """The trained layer of one student, in evaluation mode."""
+        return load_layer(self.path / self.student(name).folder, device)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line cut short by a crash is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        rows: list[dict[str, Any]] = []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if number < len(lines):
+                    raise RunError(f"{path}:{number} is damaged", expected="one JSON object a line", got=str(error)) from None
+        return rows
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> SparseLayer:
+    """The layer saved in ``runs/NAME/STUDENT`` or ``runs/NAME/STUDENT/HOOKPOINT``, in evaluation mode.
+
+    Raises:
+        RunError: there is none, there are several hookpoints to choose from, or the files are damaged.
+    """
+    path = Path(path)
+    if (path / "cfg.json").is_file():
+        return load_layer(path, device)
+    inside = sorted(p.parent for p in path.glob("*/cfg.json")) if path.is_dir() else []
+    if len(inside) == 1:
+        return load_layer(inside[0], device)
+    options = ", ".join(str(p) for p in inside) if inside else "runs/NAME/STUDENT"
+    raise RunError(f"{path} holds {len(inside)} layers", expected=f"a folder with one: {options}", next=f"mxd info {path.parent}")
+
+
+class RunWriter:
+    """A run folder being written. The old one of that name, if it may be replaced, goes only when the new one is whole."""
+
+    def __init__(self, path: Path, *, overwrite: bool) -> None:
+        self.path = path
+        check_writable(path, overwrite=overwrite)
+        self._old: Path | None = None
+        if path.exists() and any(path.iterdir()):
+            self._old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
+            os.replace(path, self._old)
+        path.mkdir(parents=True, exist_ok=True)
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        """Write run.json."""
+        write_json(self.path / "run.json", {"format_version": FORMAT_VERSION, **info})
+
+    def save(self, layer: SparseLayer, record: StudentRecord) -> None:
+        """Write one student's folder."""
+        save_layer(self.path / record.folder, layer, record)
+
+    def finish(self) -> None:
+        """The new run is whole: drop the one it replaces."""
+        if self._old is not None:
+            shutil.rmtree(self._old)
+            self._old = None
+
+    def abandon(self) -> None:
+        """Nothing worth keeping was written: put back what was there."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._old is not None:
+            os.replace(self._old, self.path)
+            self._old = None
+
+
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """Raise `RunError` if `path` holds a run that would be lost, or something that is not a run."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise RunError(f"{path} is a file", expected="a folder for the run", next="choose another --out")
+    if not any(path.iterdir()):
+        return
+    if not (path / "run.json").is_file():
+        raise RunError(f"{path} is not empty and not a run folder", expected="a new or empty folder", next="choose another --out")
+    info = read_json(path / "run.json")
+    if not overwrite and isinstance(info, dict) and info.get("students"):
+        state = "finished" if info.get("finished") else "interrupted"
+        raise RunError(
+            f"{path} holds a {state} run", expected="a folder without one", next="choose another --out, or add --overwrite to replace it"
+        )

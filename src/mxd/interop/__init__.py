@@ -1,0 +1,1 @@
+"""Other libraries' file formats. Nothing else in mxd knows their names."""
