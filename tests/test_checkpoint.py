@@ -29,8 +29,7 @@ def write_run(path: Path, kind: str = "mxd", *, finished: bool = True) -> Sparse
     layer = build(kind, SIZES)
     about = record(layer, f"{kind}-k3")
     writer = RunWriter(path, overwrite=False)
-    writer.save(layer, about)
-    writer.write_info({"config": {}, "students": [checkpoint.dataclasses.asdict(about)], "finished": finished})
+    writer.save([layer], [about], {"config": {}}, finished=finished)
     writer.finish()
     return layer
 
@@ -157,6 +156,26 @@ def test_a_run_with_students_is_not_overwritten_unless_told(finished: bool, tmp_
     assert torch.equal(again.get_parameter("G"), layer.get_parameter("G"))
     RunWriter(tmp_path / "run", overwrite=True).finish()
     assert [p.name for p in tmp_path.iterdir()] == ["run"] and not any((tmp_path / "run").iterdir())
+
+
+def test_a_disk_that_fills_while_saving_costs_only_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [build("mxd", SIZES), build("transcoder", SIZES)]
+    real = checkpoint.save_layer
+
+    def save(folder: Path, layer: SparseLayer, about: StudentRecord | None = None) -> None:
+        if layer is layers[1]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(folder, layer, about)
+
+    monkeypatch.setattr(checkpoint, "save_layer", save)
+    writer = RunWriter(tmp_path / "run", overwrite=False)
+    records = [record(layers[0]), record(layers[1], "transcoder-k3")]
+    with pytest.raises(OSError, match="No space"):
+        writer.save(layers, records, {"config": {}}, finished=True)
+    writer.abandon()
+    run = Run.open(tmp_path / "run")
+    assert [s.name for s in run.students] == ["mxd-k3"] and run.info["finished"] is False
+    assert torch.equal(run.load("mxd-k3").get_parameter("G"), layers[0].get_parameter("G"))
 
 
 def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:

@@ -270,31 +270,45 @@ class RunWriter:
         self.path = path
         check_writable(path, overwrite=overwrite)
         self._old: Path | None = None
+        self._keep = False
         if path.exists() and any(path.iterdir()):
             self._old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
             os.replace(path, self._old)
         path.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def replaces(self) -> bool:
+        """Whether an older run waits to be dropped, or to be put back."""
+        return self._old is not None
+
     def write_info(self, info: dict[str, Any]) -> None:
         """Write run.json."""
         write_json(self.path / "run.json", {"format_version": FORMAT_VERSION, **info})
 
-    def save(self, layer: SparseLayer, record: StudentRecord) -> None:
-        """Write one student's folder."""
-        save_layer(self.path / record.folder, layer, record)
+    def save(self, layers: list[SparseLayer], records: list[StudentRecord], info: dict[str, Any], *, finished: bool) -> None:
+        """Write every student's folder and list each in run.json as soon as it is there, so that a full disk costs only the rest."""
+        saved: list[dict[str, Any]] = []
+        for number, (layer, record) in enumerate(zip(layers, records, strict=True), 1):
+            save_layer(self.path / record.folder, layer, record)
+            saved.append(dataclasses.asdict(record))
+            self._keep = True
+            self.write_info({**info, "students": saved, "finished": finished and number == len(layers)})
 
     def finish(self) -> None:
         """The new run is whole: drop the one it replaces."""
+        self._keep = True
         if self._old is not None:
             shutil.rmtree(self._old)
             self._old = None
 
     def abandon(self) -> None:
-        """Nothing worth keeping was written: put back what was there."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Something went wrong: put back the run that was there; without one, keep what was saved, if anything was."""
         if self._old is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
             os.replace(self._old, self.path)
             self._old = None
+        elif not self._keep:
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:

@@ -45,8 +45,8 @@ class TrainConfig:
     """Parameters per student: `16x` means as many as a transcoder with 16 x d_in latents; a plain number is a count."""
     sizes: str = "matched"
     """matched: every kind gets --budget, by counting its parameters; published: the paper's own sizes (its four hosts only)."""
-    recipe: str = "ours"
-    """How students start and are optimised: paper, ours or host-encoder (see docs/method.md)."""
+    recipe: tuple[str, ...] = ("ours",)
+    """How students start and are optimised: paper, ours or host-encoder (see docs/method.md); several give one student each."""
     tokens: int = 1_000_000
     """Training tokens to read from the host (a token trained on twice counts once; see --passes)."""
     passes: int = 1

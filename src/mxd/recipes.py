@@ -61,24 +61,28 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 SCHEDULES = ("constant", "linear")
 
 
-def recipe(config: TrainConfig, kind: str) -> Recipe:
-    """The recipe that `config` asks for, with its own --lr, --warmup-steps and --schedule put in.
+def chosen(config: TrainConfig, kind: str) -> list[Recipe]:
+    """The recipes that `config` asks for, for one kind, with its own --lr, --warmup-steps and --schedule put in.
+
+    Two names that come to the same for this kind (``host-encoder`` is ``ours`` for a transcoder) give one recipe.
 
     Raises:
-        ConfigError: unknown recipe or schedule.
+        ConfigError: unknown recipe or schedule, or a learning rate or warm-up that makes no sense.
     """
-    if config.recipe not in RECIPES:
-        raise ConfigError("unknown --recipe", expected=nearest(config.recipe, RECIPES), got=config.recipe)
     if config.schedule is not None and config.schedule not in SCHEDULES:
         raise ConfigError("unknown --schedule", expected=nearest(config.schedule, SCHEDULES), got=config.schedule)
-    chosen = RECIPES[config.recipe][kind]
-    if config.lr is not None:
-        chosen = replace(chosen, learning_rate=config.lr)
-    if config.warmup_steps is not None:
-        chosen = replace(chosen, warmup_steps=config.warmup_steps)
-    if config.schedule is not None:
-        chosen = replace(chosen, schedule=config.schedule)
-    return chosen
+    if config.lr is not None and not config.lr > 0:
+        raise ConfigError("--lr must be above 0", got=str(config.lr))
+    if config.warmup_steps is not None and config.warmup_steps < 0:
+        raise ConfigError("--warmup-steps must be at least 0", got=str(config.warmup_steps))
+    own = {"learning_rate": config.lr, "warmup_steps": config.warmup_steps, "schedule": config.schedule}
+    given = {name: value for name, value in own.items() if value is not None}
+    found: dict[Recipe, None] = {}
+    for name in config.recipe:
+        if name not in RECIPES:
+            raise ConfigError("unknown --recipe", expected=nearest(name, RECIPES), got=name)
+        found[replace(RECIPES[name][kind], **given)] = None
+    return list(found)
 
 
 def demo() -> TrainConfig:
@@ -88,8 +92,8 @@ def demo() -> TrainConfig:
         kinds=KINDS,
         k=(32,),
         budget="16x",
-        recipe="host-encoder",
-        tokens=400_000,
+        recipe=("host-encoder",),
+        tokens=300_000,
         passes=2,
         buffer_tokens=131_072,
     )
@@ -130,7 +134,7 @@ def paper_layers() -> list[TrainConfig]:
                     k=ks,
                     budget="32x",
                     sizes="published",
-                    recipe="paper",
+                    recipe=("paper",),
                     tokens=480_000_000,
                     tokens_per_step=4096,
                 )

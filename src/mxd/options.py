@@ -1,0 +1,99 @@
+"""What can stand on the command line behind each verb: the typed configurations of `mxd.config`, and which run or host they are about.
+
+Every field is an option of the same name; its docstring is the help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from .config import EvalConfig, GenerateConfig, TrainConfig
+
+Config = TypeVar("Config")
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Decompose one MLP of the built-in language model: four kinds and two controls, trained, measured in the model, reported.
+
+    A finished demo is not run again: its table is printed.
+    """
+
+    out: Path = Path("runs/demo")
+    """Run folder to write."""
+    tokens: int | None = None
+    """Training tokens to read from the host; default: the demo's."""
+    passes: int | None = None
+    """Times each token of the shuffle buffer is trained on; default: the demo's."""
+    seed: int | None = None
+    """Seed of everything random; default: 0."""
+    overwrite: bool = False
+    """Train anew, replacing the run in the same folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(EvalConfig):
+    """Evaluate every student of a run in the host, on held-out text; writes report.json, report.md, report.html, frontier.svg."""
+
+    run: RunFolder
+    """Run folder that `mxd train` wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(GenerateConfig):
+    """Continue a prompt by the host and by the host with each student in place, side by side, differences marked."""
+
+    run: RunFolder
+    """Run folder that `mxd train` wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write report.md, report.html and frontier.svg again from report.json, without measuring anything."""
+
+    run: RunFolder
+    """Run folder that `mxd eval` wrote a report into."""
+    split: str = "test"
+    """Which of its reports: on test or on validation text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """Of a run folder: its students. Of a host: its MLPs."""
+
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|HOST")]
+    """A run folder, or a host: `smollm2`, a Hugging Face id, a local folder, or a .gguf file."""
+    revision: str | None = None
+    """Git revision of a Hugging Face host (branch, tag or commit)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions:
+    """Fetch built-in assets ahead, for use without a network: the host (converted as well) and texts."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME ...]")] = ("smollm2", "sotu", "wiki-en")
+    """The host `smollm2` and corpora (sotu, wiki-en, wiki-fr, wiki-es, news); `all` for all of them. Default: what the demo needs."""
+
+
+OPTIONS: dict[str, type[Any]] = {
+    "demo": DemoOptions,
+    "train": TrainConfig,
+    "eval": EvalOptions,
+    "report": ReportOptions,
+    "generate": GenerateOptions,
+    "info": InfoOptions,
+    "fetch": FetchOptions,
+}
+"""Verb -> its options, in the order of the help."""
+
+
+def narrowed(options: Any, config: type[Config]) -> Config:
+    """The configuration inside `options`, without what the command line adds to it."""
+    names = [field.name for field in dataclasses.fields(config)]  # pyright: ignore[reportArgumentType]
+    return config(**{name: getattr(options, name) for name in names})

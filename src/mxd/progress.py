@@ -1,0 +1,56 @@
+"""Progress on the terminal: what is being done, how fast, and how long it will take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Bar:
+    """A progress bar with units per second and time left; without a terminal, a line every ten seconds.
+
+    Use as a context manager: ``with Bar("training", total, "tokens") as bar: bar.update(done, note)``.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, *, quiet: bool = False) -> None:
+        self._what, self._total, self._unit, self._quiet = what, total, unit, quiet
+        self._console = Console(file=sys.stderr)
+        self._began = self._spoken = time.monotonic()
+        self._bar: Progress | None = None
+        if self._console.is_terminal and not quiet:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._bar = Progress(*columns, console=self._console, transient=False)
+            self._task = self._bar.add_task(what, total=total, speed="", note="")
+
+    def __enter__(self) -> Bar:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that `done` of the total units are finished; `note` stands behind the bar."""
+        now = time.monotonic()
+        speed = done / max(now - self._began, 1e-9)
+        text = f"{speed:,.0f} {self._unit}/s" if speed >= 10 else f"{speed:.2f} {self._unit}/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, speed=text, note=note)
+        elif not self._quiet and (now - self._spoken >= 10 or done >= self._total):
+            self._spoken = now
+            left = (self._total - done) / max(speed, 1e-9)
+            line = f"{self._what}: {done:,} of {self._total:,} {self._unit}, {text}, {left:.0f} s left"
+            print(f"{line} · {note}" if note else line, file=sys.stderr, flush=True)

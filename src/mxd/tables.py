@@ -1,0 +1,121 @@
+"""What the command line prints: tables of hosts, students and results, and lanes of text. Made with rich, nothing computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .lanes import Lane
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is not a terminal."""
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = max(made.width, 160)
+    return made
+
+
+def _table(columns: Sequence[tuple[str, str]], *, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold", title_style="", box=box.SIMPLE_HEAD)
+    for name, side in columns:
+        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=side != "wrap")
+    return table
+
+
+def host_table(name: str, sites: Iterable[Any], *, d_model: int) -> Table:
+    """The MLPs of a host: one row per `MLPSite`."""
+    rows = list(sites)
+    table = _table(
+        [("hookpoint", "left"), ("layer", "right"), ("d_in", "right"), ("d_hidden", "right"), ("d_out", "right"), ("encoder", "left")],
+        title=f"{name}: {len(rows)} MLPs, d_model = {d_model}",
+    )
+    for site in rows:
+        encoder = f"{site.activation}, gated" if site.glu else site.activation
+        table.add_row(site.hookpoint, str(site.layer), *(f"{n:,}" for n in (site.d_in, site.d_hidden, site.d_out)), encoder)
+    return table
+
+
+def run_table(title: str, students: Iterable[Any]) -> Table:
+    """The students of a run: one row per `StudentRecord`."""
+    table = _table(
+        [
+            ("student", "left"),
+            ("hookpoint", "left"),
+            ("kind", "left"),
+            ("K", "right"),
+            ("units", "right"),
+            ("parameters", "right"),
+            ("recipe", "left"),
+            ("token-steps", "right"),
+            ("tokens/s", "right"),
+            ("", "wrap"),
+        ],
+        title=title,
+    )
+    for s in students:
+        note = f"stopped: {s.stopped}" if s.stopped else "control" if s.is_control else ""
+        table.add_row(
+            s.name,
+            s.hookpoint,
+            s.kind,
+            _count(s.k),
+            _count(s.n_units),
+            f"{s.params:,}",
+            s.recipe,
+            f"{s.tokens_trained:,}",
+            f"{s.tokens_per_second:,.0f}",
+            note,
+        )
+    return table
+
+
+def report_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Columns of the report's table, as text."""
+    table = _table([(head, "right" if number else "left") for number, head in enumerate(heads)], title=title)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def asset_table(rows: Iterable[tuple[str, str, int, str, str]]) -> Table:
+    """What was fetched: name, what it is, bytes, licence, path."""
+    table = _table([("name", "left"), ("what", "wrap"), ("MB", "right"), ("licence", "wrap"), ("where", "wrap")])
+    for name, what, size, licence, where in rows:
+        table.add_row(name, what, f"{size / 1e6:.1f}", licence, where)
+    return table
+
+
+def lane_text(lane: Lane, *, colour: bool) -> Text:
+    """A continuation; what differs from the host is coloured, or stands between {+ and +} where there is no colour."""
+    text = Text()
+    for piece in lane.pieces:
+        if piece.differs and not colour:
+            text.append("{+" + piece.text + "+}")
+        else:
+            text.append(piece.text, style="bold yellow" if piece.differs else "")
+    return text
+
+
+def lanes_table(lanes: Iterable[Lane], *, colour: bool) -> Table:
+    """The host's continuation (the first lane) and each student's, with where it leaves the host's."""
+    table = _table([("written by", "left"), ("leaves the host's text", "left"), ("continuation", "wrap")])
+    table.show_lines = True
+    for number, lane in enumerate(lanes):
+        where = "never" if lane.split is None else f"at token {lane.split} ({lane.agreement:.0%} alike)"
+        table.add_row(lane.name, where if number else "", lane_text(lane, colour=colour))
+    return table
+
+
+def time_line(seconds: Mapping[str, float]) -> str:
+    """``time: harvest 120 s · training 200 s · … · 400 s in all``."""
+    return "time: " + " · ".join(f"{part} {value:.0f} s" for part, value in seconds.items()) + f" · {sum(seconds.values()):.0f} s in all"
+
+
+def _count(value: int) -> str:
+    return f"{value:,}" if value else "–"
