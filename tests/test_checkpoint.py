@@ -134,7 +134,7 @@ def test_weights_that_do_not_fit_their_description_are_refused(tmp_path: Path) -
     cfg = json.loads((tmp_path / "cfg.json").read_text())
     cfg["mxd"]["layer"]["n_units"] = 13
     (tmp_path / "cfg.json").write_text(json.dumps(cfg))
-    with pytest.raises(RunError, match="does not fit its cfg.json"):
+    with pytest.raises(RunError, match=r"does not fit its cfg\.json"):
         load(tmp_path)
 
 

@@ -43,10 +43,8 @@ def tokens(sequences: int = 2, positions: int = 12, seed: int = 0) -> Tensor:
 def formula(weights: MLPWeights, activation: str, x: Tensor) -> Tensor:
     phi = ACTIVATIONS[activation]
     up = x @ weights.E + (0 if weights.b_E is None else weights.b_E)
-    if weights.E_gate is None:
-        z = phi(up)
-    else:
-        z = phi(x @ weights.E_gate + (0 if weights.b_gate is None else weights.b_gate)) * up
+    gate = None if weights.E_gate is None else x @ weights.E_gate + (0 if weights.b_gate is None else weights.b_gate)
+    z = phi(up) if gate is None else phi(gate) * up
     return z @ weights.D + (0 if weights.b_D is None else weights.b_D)
 
 
@@ -170,7 +168,9 @@ def test_other_activations(tiny_host: Callable[..., Host], name: str, ours: str)
         ("llama", {"hidden_act": "mish"}, ["mlp (LlamaMLP", "its activation is none of gelu, gelu_tanh"]),
     ],
 )
-def test_host_without_separable_mlps_says_what_it_found(tiny_host: Callable[..., Host], family: str, options: Any, found: list[str]) -> None:
+def test_host_without_separable_mlps_says_what_it_found(
+    tiny_host: Callable[..., Host], family: str, options: Any, found: list[str]
+) -> None:
     with pytest.raises(HostError, match="has no separable MLP") as caught:
         tiny_host(family, **options)
     assert all(part in str(caught.value) for part in found), str(caught.value)
@@ -200,7 +200,8 @@ def test_site_by_number_or_hookpoint(tiny_host: Callable[..., Host], key: int | 
 
 
 @pytest.mark.parametrize(
-    ("key", "hint"), [(3, "a layer from 0 to 2"), ("-1", "a layer from 0 to 2"), ("layers.1.mpl", "layers.1.mlp"), ("h.1.mlp", "layers.1.mlp")]
+    ("key", "hint"),
+    [(3, "a layer from 0 to 2"), ("-1", "a layer from 0 to 2"), ("layers.1.mpl", "layers.1.mlp"), ("h.1.mlp", "layers.1.mlp")],
 )
 def test_unknown_site_names_the_nearest(tiny_host: Callable[..., Host], key: int | str, hint: str) -> None:
     host = tiny_host("llama")
@@ -247,7 +248,7 @@ def test_read_leaves_no_hook_after_an_error(tiny_host: Callable[..., Host]) -> N
 @pytest.mark.parametrize("ids", [torch.zeros(4, dtype=torch.int64), torch.zeros(2, 4), torch.zeros((0, 4), dtype=torch.int64)])
 def test_wrong_ids(tiny_host: Callable[..., Host], ids: Tensor) -> None:
     with pytest.raises(HostError, match=r"wrong token ids \| expected int64 \[sequence, position\]"):
-        tiny_host().logits(ids)
+        tiny_host()._checked(ids)  # what `read` and `logits` call
 
 
 def test_too_long(tiny_host: Callable[..., Host]) -> None:
@@ -340,7 +341,7 @@ def test_inner_replacement_of_the_same_mlp_holds_until_it_ends(tiny_host: Callab
 
 def test_zero_equals_adding_nothing(tiny_host: Callable[..., Host]) -> None:
     host, ids = tiny_host("llama", layers=1), tokens()
-    handle = host.mlp(0).register_forward_hook(lambda _m, _args, out: torch.zeros_like(out))
+    handle = host.mlp(0).register_forward_hook(lambda _m, args, _out: torch.zeros_like(args[0]))
     expected = host.logits(ids)
     handle.remove()
     with host.replace({0: Zero()}):
@@ -390,8 +391,8 @@ def test_replaced_layer_shows_in_read_and_generate(tiny_host: Callable[..., Host
 def test_bad_replacements(tiny_host: Callable[..., Host]) -> None:
     host, ids = tiny_host(), tokens()
     before = host.logits(ids)
-    with pytest.raises(HostError, match=r"must be a module \| expected torch.nn.Module \| got function"), host.replace({0: F.relu}):  # type: ignore[dict-item]
-        pass
+    with pytest.raises(HostError, match=r"must be a module \| expected torch.nn.Module \| got function"):
+        host._stand_ins({0: F.relu})
     with pytest.raises(HostError, match=r"two modules for layers.1.mlp"), host.replace({1: Zero(), "layers.1.mlp": Zero()}):
         pass
     wrong = r"what replaces layers.1.mlp returned the wrong shape \| expected \[2, 12, 32\] \| got \[2, 12, 31\]"
@@ -405,14 +406,15 @@ def test_bad_replacements(tiny_host: Callable[..., Host]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_transformers_generate(tiny_host: Callable[..., Host], family: str) -> None:
-    host = tiny_host(family)
+    # untied, or the residual stream of some would name the same token for ever
+    host = tiny_host(family, tie_word_embeddings=False)
     host.model.generation_config.eos_token_id = [VOCAB + 1]  # do not end
     made = host.generate("hello", new_tokens=24)
     prompt = torch.tensor([made.prompt_ids])
     theirs = host.model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24)
     assert made.prompt_ids == [BOS, *host.encode("hello")]
     assert made.new_ids == theirs[0, len(made.prompt_ids) :].tolist()
-    assert len(made.new_ids) == 24 and len(set(made.new_ids)) > 1
+    assert len(made.new_ids) == 24 and len(set(made.new_ids)) > 2
     assert made.text == host.decode(made.new_ids)
 
 
@@ -454,9 +456,9 @@ def test_samples_follow_the_softmax(tiny_host: Callable[..., Host]) -> None:
 
 def test_impossible_generation(tiny_host: Callable[..., Host]) -> None:
     host = tiny_host()
-    for options in ({"new_tokens": 0}, {"new_tokens": 1, "temperature": -1.0}, {"new_tokens": 1, "temperature": float("nan")}):
+    for new_tokens, temperature in ((0, 0.0), (1, -1.0), (1, float("nan"))):
         with pytest.raises(ConfigError, match="impossible generation"):
-            host.generate("x", **options)
+            host.generate("x", new_tokens=new_tokens, temperature=temperature)
     host.tokenizer.bos_token = None
     with pytest.raises(ConfigError, match="the prompt is empty"):
         host.generate("", new_tokens=1)
@@ -621,7 +623,8 @@ def test_gguf_file(tmp_path: Path) -> None:
     assert [site.hookpoint for site in host.sites] == ["layers.0.mlp", "layers.1.mlp"]
     theirs = Host.from_model(model, build_tokenizer()).weights(1)
     for ours, expected in zip(host.weights(1), theirs, strict=True):
-        assert (ours is None and expected is None) or torch.equal(ours, expected)
+        assert (ours is None) == (expected is None)
+        assert ours is None or expected is None or torch.equal(ours, expected)
     assert host.decode(host.encode("hello")) == "hello"
     assert len(host.fingerprint) == 64
     with pytest.raises(HostError, match="could not be loaded"):

@@ -119,7 +119,9 @@ def test_training_and_evaluating_end_to_end(small: TrainConfig, tmp_path: Path) 
         assert math.isclose(student["ce"] - report["base_ce"], student["excess_ce"], abs_tol=1e-4)
 
 
-def test_interrupting_saves_what_there_is_and_says_how_to_go_on(small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupting_saves_what_there_is_and_says_how_to_go_on(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Student.step
 
     def interrupted(self: Student, batch: Any) -> None:
@@ -177,7 +179,9 @@ def test_a_crash_in_the_middle_saves_what_there_is(small: TrainConfig, tmp_path:
     assert [s.steps for s in Run.open(tmp_path / "run").students] == [7, 7]
 
 
-def test_a_student_that_diverges_is_recorded_and_the_others_finish(small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_that_diverges_is_recorded_and_the_others_finish(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Student.start
 
     def poisoned(self: Student, *args: Any) -> None:

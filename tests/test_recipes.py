@@ -16,7 +16,13 @@ def test_the_papers_layers_are_108() -> None:
     assert len(runs) == 8 and len({run.out for run in runs}) == 8
     assert sum(len(run.kinds) * len(run.k) for run in runs) == 108
     for run in runs:
-        assert (run.recipe, run.sizes, run.tokens, run.tokens_per_step, run.tokens_per_sequence) == (("paper",), "published", 480_000_000, 4096, 128)
+        assert (run.recipe, run.sizes, run.tokens, run.tokens_per_step, run.tokens_per_sequence) == (
+            ("paper",),
+            "published",
+            480_000_000,
+            4096,
+            128,
+        )
         key = recipes.published_host(run.host)
         assert key is not None
         assert int(run.layers[0]) == recipes.published()["cross_entropy_nats"]["hosts"][key]["layer"] or len(run.k) == 4
@@ -30,7 +36,7 @@ def test_the_published_recipe_is_as_published() -> None:
 def test_only_mxd_and_its_controls_take_the_hosts_encoder() -> None:
     for kind, chosen in recipes.RECIPES["host-encoder"].items():
         dense = kind == "mxd" or kind in CONTROLS
-        assert (chosen.encoder == "host") is dense
+        assert (chosen.encoder == "host-frozen") is dense
         assert chosen.name == ("host-encoder" if dense else "ours")
 
 
@@ -40,13 +46,24 @@ def test_options_override_the_recipe() -> None:
     assert (chosen.learning_rate, chosen.warmup_steps, chosen.schedule) == (0.5, 7, "linear")
 
 
-@pytest.mark.parametrize(("change", "words"), [({"lr": 0.0}, "--lr must be above 0"), ({"warmup_steps": -1}, "--warmup-steps"), ({"recipe": ("papr",)}, "expected paper"), ({"schedule": "cosine"}, "unknown --schedule")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lr": 0.0}, "--lr must be above 0"),
+        ({"warmup_steps": -1}, "--warmup-steps"),
+        ({"recipe": ("papr",)}, "expected paper"),
+        ({"schedule": "cosine"}, "unknown --schedule"),
+    ],
+)
 def test_unknown_names_are_refused_with_the_nearest(change: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         recipes.chosen(replace(TrainConfig(), **change), "mxd")  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(("name", "key"), [("EleutherAI/pythia-410m", "pythia-410m"), ("gpt2", "gpt2"), ("meta-llama/Llama-3.2-3B", "llama-3.2-3b"), ("smollm2", None)])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("EleutherAI/pythia-410m", "pythia-410m"), ("gpt2", "gpt2"), ("meta-llama/Llama-3.2-3B", "llama-3.2-3b"), ("smollm2", None)],
+)
 def test_published_hosts_are_known_by_name(name: str, key: str | None) -> None:
     assert recipes.published_host(name) == key
 

@@ -164,7 +164,9 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         raise RunError("a weight file is missing", expected=str(path), next=mend) from None
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
-        raise RunError(f"{path} is truncated or was changed", expected=f"sha256 {sha256[:12]}…", got=f"{found[:12]}…, {len(data):,} bytes", next=mend)
+        raise RunError(
+            f"{path} is truncated or was changed", expected=f"sha256 {sha256[:12]}…", got=f"{found[:12]}…, {len(data):,} bytes", next=mend
+        )
     try:
         return load_tensors(data)
     except SafetensorError as error:

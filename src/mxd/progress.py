@@ -51,6 +51,7 @@ class Bar:
             self._bar.update(self._task, completed=done, speed=text, note=note)
         elif not self._quiet and (now - self._spoken >= 10 or done >= self._total):
             self._spoken = now
-            left = (self._total - done) / max(speed, 1e-9)
-            line = f"{self._what}: {done:,} of {self._total:,} {self._unit}, {text}, {left:.0f} s left"
+            line = f"{self._what}: {done:,} of {self._total:,} {self._unit}"
+            if done:
+                line += f", {text}, {(self._total - done) / speed:.0f} s left"
             print(f"{line} · {note}" if note else line, file=sys.stderr, flush=True)

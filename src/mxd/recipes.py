@@ -43,14 +43,16 @@ class Recipe:
 
 
 PAPER = Recipe("paper", learning_rate=1e-4, warmup_steps=5000, schedule="constant")
-OURS = Recipe("ours", learning_rate=1e-3, warmup_steps=20, schedule="linear", centre=True, balance=True, warm_start_steps=20)
-HOST_ENCODER = replace(OURS, name="host-encoder", encoder="host", warm_start_steps=0)
+OURS = Recipe("ours", learning_rate=4e-3, warmup_steps=20, schedule="linear", centre=True, balance=True)
+FITTED = replace(OURS, warm_start_steps=20)
+HOST_ENCODER = replace(OURS, name="host-encoder", encoder="host-frozen")
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "paper": dict.fromkeys(KINDS, PAPER),
-    "ours": {**dict.fromkeys(KINDS, OURS), "mxd": replace(OURS, positive_c=True)},
+    "ours": {**dict.fromkeys(KINDS, OURS), "skip-transcoder": FITTED},
     "host-encoder": {
         **dict.fromkeys(KINDS, OURS),
+        "skip-transcoder": FITTED,
         "mxd": HOST_ENCODER,
         "dense": HOST_ENCODER,
         "additive": HOST_ENCODER,
@@ -93,8 +95,8 @@ def demo() -> TrainConfig:
         k=(32,),
         budget="16x",
         recipe=("host-encoder",),
-        tokens=300_000,
-        passes=2,
+        tokens=307_200,
+        tokens_per_step=512,
         buffer_tokens=131_072,
     )
 

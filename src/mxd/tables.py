@@ -83,22 +83,15 @@ def report_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]
     return table
 
 
-def asset_table(rows: Iterable[tuple[str, str, int, str, str]]) -> Table:
-    """What was fetched: name, what it is, bytes, licence, path."""
-    table = _table([("name", "left"), ("what", "wrap"), ("MB", "right"), ("licence", "wrap"), ("where", "wrap")])
-    for name, what, size, licence, where in rows:
-        table.add_row(name, what, f"{size / 1e6:.1f}", licence, where)
-    return table
-
-
 def lane_text(lane: Lane, *, colour: bool) -> Text:
-    """A continuation; what differs from the host is coloured, or stands between {+ and +} where there is no colour."""
+    """A continuation; what differs from the host is coloured, or stands between {+ and +}; a new line shows as ↵."""
     text = Text()
     for piece in lane.pieces:
+        shown = piece.text.replace("\n", "↵")
         if piece.differs and not colour:
-            text.append("{+" + piece.text + "+}")
+            text.append("{+" + shown + "+}")
         else:
-            text.append(piece.text, style="bold yellow" if piece.differs else "")
+            text.append(shown, style="bold yellow" if piece.differs else "")
     return text
 
 

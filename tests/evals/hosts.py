@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -54,25 +55,23 @@ def write_run(path: Path, text: Path, kinds: tuple[str, ...] = tuple(LAYERS), ho
     writer = RunWriter(path, overwrite=False)
     layers: list[SparseLayer] = []
     records: list[StudentRecord] = []
-    for hookpoint in hookpoints:
-        for kind in kinds:
-            layer = random_layer(kind)
-            name = (kind if kind == "dense" else f"{kind}-k4") + ("" if len(hookpoints) == 1 else f"@{hookpoint}")
-            record = StudentRecord(
-                name=name, hookpoint=hookpoint, kind=kind, k=layer.k, d_in=16, d_out=16, n_units=layer.n_units, params=layer.budget(),
-                recipe="ours", seed=0, tokens_trained=640, steps=10, train_seconds=1.5, tokens_per_second=426.7,
-                is_control=layer.is_control,
-            )  # fmt: skip
-            layers.append(layer)
-            records.append(record)
-    config = {"tokens_per_sequence": LENGTH, "text": [str(text)], "text_column": "text", "seed": 0, "budget": "16x", "recipe": ["ours"]}
-    info = {
+    for hookpoint, kind in itertools.product(hookpoints, kinds):
+        layer = random_layer(kind)
+        name = (kind if kind == "dense" else f"{kind}-k4") + ("" if len(hookpoints) == 1 else f"@{hookpoint}")
+        record = StudentRecord(
+            name=name, hookpoint=hookpoint, kind=kind, k=layer.k, d_in=16, d_out=16, n_units=layer.n_units, params=layer.budget(),
+            recipe="ours", seed=0, tokens_trained=640, steps=10, train_seconds=1.5, tokens_per_second=426.7, is_control=layer.is_control,
+        )  # fmt: skip
+        layers.append(layer)
+        records.append(record)
+    config = {"tokens_per_sequence": LENGTH, "text": [str(text)], "text_column": "text", "seed": 0, "budget": "16x", "recipe": "ours"}
+    about = {
         "config": {**config, "loss": "norm-weighted"},
         "host": {"name": "tiny", "revision": None, "fingerprint": "0" * 64},
         "text": {"sources": [{"name": text.name}]},
         "train_tokens": 640,
     }
-    writer.save(layers, records, info, finished=True)
+    writer.save(layers, records, about, finished=True)
     writer.finish()
     return Run.open(path)
 

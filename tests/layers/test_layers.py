@@ -9,7 +9,20 @@ import torch
 from torch import Tensor
 
 from mxd.errors import LayerError
-from mxd.layers import LAYERS, Additive, Dense, MxD, MxDConfig, Sizes, SkipTranscoder, SparseLayer, TopKSAE, Transcoder, build, from_description
+from mxd.layers import (
+    LAYERS,
+    Additive,
+    Dense,
+    MxD,
+    MxDConfig,
+    Sizes,
+    SkipTranscoder,
+    SparseLayer,
+    TopKSAE,
+    Transcoder,
+    build,
+    from_description,
+)
 from mxd.layers.encoder import ACTIVATIONS
 from mxd.ops.expert_mix.naive import mixture_of_decoders
 from mxd.ops.topk_gate.naive import topk_gate_dense
@@ -31,7 +44,7 @@ def naive(layer: SparseLayer, x: Tensor) -> Tensor:
     """The formula of each kind, in dense float64."""
     if isinstance(layer, (MxD, Additive, Dense)):
         e = layer.encoder
-        z = e.phi(x @ e.E + e.b_E) if e.E_gate is None else e.phi(x @ e.E_gate + e.b_gate) * (x @ e.E + e.b_E)
+        z = e.phi(x @ e.E + e.b_E) if e.E_gate is None or e.b_gate is None else e.phi(x @ e.E_gate + e.b_gate) * (x @ e.E + e.b_E)
         if isinstance(layer, Dense):
             return z @ layer.D + layer.b
         a = topk_gate_dense(x, layer.G, layer.b_G, layer.k)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from mxd.ops import gemm
 
 
 @pytest.fixture(params=["mkl", "onednn"])
-def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("MXD_GEMM", request.param)
     gemm.uses_onednn.cache_clear()
     yield request.param

@@ -55,9 +55,7 @@ def layer_class(kind: str) -> tuple[Any, Any]:
     return LAYERS[kind]
 
 
-def build(
-    kind: str, sizes: Sizes, *, generator: torch.Generator | None = None, device: str | torch.device | None = None
-) -> SparseLayer:
+def build(kind: str, sizes: Sizes, *, generator: torch.Generator | None = None, device: str | torch.device | None = None) -> SparseLayer:
     """A freshly initialised layer (as published) of this kind and these sizes.
 
     Raises:

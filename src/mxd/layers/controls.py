@@ -42,9 +42,7 @@ class Dense(SparseLayer):
     is_control = True
     unit = "none"
 
-    def __init__(
-        self, config: DenseConfig, *, generator: torch.Generator | None = None, device: str | torch.device | None = None
-    ) -> None:
+    def __init__(self, config: DenseConfig, *, generator: torch.Generator | None = None, device: str | torch.device | None = None) -> None:
         super().__init__()
         check_sizes(self.kind, 1, 1, d_in=config.d_in, d_out=config.d_out, d_hidden=config.d_hidden)
         self.config = config
@@ -70,9 +68,7 @@ class Additive(SparseLayer):
     is_control = True
     unit = "expert"
 
-    def __init__(
-        self, config: MxDConfig, *, generator: torch.Generator | None = None, device: str | torch.device | None = None
-    ) -> None:
+    def __init__(self, config: MxDConfig, *, generator: torch.Generator | None = None, device: str | torch.device | None = None) -> None:
         super().__init__()
         check_sizes(self.kind, config.n_units, config.k, d_in=config.d_in, d_out=config.d_out, d_hidden=config.d_hidden)
         self.config = config

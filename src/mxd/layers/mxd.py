@@ -49,9 +49,7 @@ class MxD(SparseLayer):
     kind = "mxd"
     unit = "expert"
 
-    def __init__(
-        self, config: MxDConfig, *, generator: torch.Generator | None = None, device: str | torch.device | None = None
-    ) -> None:
+    def __init__(self, config: MxDConfig, *, generator: torch.Generator | None = None, device: str | torch.device | None = None) -> None:
         super().__init__()
         check_sizes(self.kind, config.n_units, config.k, d_in=config.d_in, d_out=config.d_out, d_hidden=config.d_hidden)
         self.config = config

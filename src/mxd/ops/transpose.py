@@ -46,12 +46,8 @@ class Plan:
         return self._made
 
 
-def sum_by_unit(
-    rows: Float[Tensor, "token d"], weights: Float[Tensor, "token k"], plan: ByUnit
-) -> Float[Tensor, "n_units d"]:
+def sum_by_unit(rows: Float[Tensor, "token d"], weights: Float[Tensor, "token k"], plan: ByUnit) -> Float[Tensor, "n_units d"]:
     """For each unit the weighted sum of the rows of the tokens it fired on, without a tokens x k x d buffer."""
     if plan.pair.numel() == 0:
         return rows.new_zeros(plan.start.shape[0], rows.shape[1])
-    return F.embedding_bag(
-        plan.token, rows, plan.start, mode="sum", per_sample_weights=weights.flatten()[plan.pair]
-    )
+    return F.embedding_bag(plan.token, rows, plan.start, mode="sum", per_sample_weights=weights.flatten()[plan.pair])
