@@ -32,8 +32,8 @@ def save_host(folder: Path, *, layers: int = 9) -> Path:
     return folder
 
 
-def documents(name: str, *, number: int = 400, words: int = 450) -> list[tuple[str, str]]:
-    """(id, text) of made-up documents, about 2,000 characters each; of 400, about 20 fall into validation and 20 into test."""
+def documents(name: str, *, number: int = 280, words: int = 450) -> list[tuple[str, str]]:
+    """(id, text) of made-up documents, about 2,000 characters each; about one in twenty falls into validation, and one into test."""
     dice, words_known = random.Random(name), WORDS.split()
     return [(f"{name}/{i}", " ".join(dice.choices(words_known, k=words))) for i in range(number)]
 

@@ -57,6 +57,17 @@ ALL = [block for page in PAGES for block in blocks(page)]
 MXD_COMMANDS = [(block, words) for block in ALL if block.language == "bash" for words in commands(block) if words[0].endswith("mxd")]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def single_thread() -> Iterator[None]:
+    """For a host this small, a second thread only waits for the first."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.save_host(tmp_path_factory.mktemp("host"))

@@ -33,7 +33,7 @@ CHARACTERS_PER_BATCH = 65_536
 """Text given to the tokenizer at a time, in characters: small enough to start at once, large enough to keep its threads busy."""
 SHUFFLE_DOCUMENTS = 256
 """Size of the shuffle buffer of streamed sources, in documents."""
-SAMPLE_TOKENS = 5_000_000
+SAMPLE_TOKENS = 1_000_000
 """`Corpus.sample` considers a whole split up to this many tokens (about 20 MB of text)."""
 SAMPLE_SPREAD = 8
 """… and beyond that, and of streamed sources, this many times the tokens asked for."""
