@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -18,25 +19,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from .errors import ConfigError, HostError, MxdError, nearest
+from . import assets
+from .errors import ConfigError, HostError, nearest
 from .ops import gemm
+from .sites import Activations as Activations
 from .sites import MLPSite as MLPSite
 from .sites import MLPWeights as MLPWeights
-from .sites import find_sites, read_weights
+from .sites import StandIn, find_sites, read_weights
 
 BUILT_IN = "smollm2"
 KNOWN = (BUILT_IN, "gpt2", "EleutherAI/pythia-410m", "EleutherAI/pythia-1.4b", "meta-llama/Llama-3.2-3B")
 """Names suggested when another is not found: the built-in host and the paper's."""
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Activations(NamedTuple):
-    """What an MLP received and returned, float32."""
-
-    x: Float[Tensor, "*batch d_in"]
-    """The argument of the MLP module."""
-    y: Float[Tensor, "*batch d_out"]
-    """Its return value."""
 
 
 class Generated(NamedTuple):
@@ -72,7 +66,9 @@ class Host:
         self.dtype: torch.dtype = model.dtype
         self._fingerprint = fingerprint or (lambda: _digest_tensors(model.state_dict()))
         if self.device.type == "cpu" and self.dtype == torch.float32:
-            _route_linears(model)
+            for module in model.modules():
+                if type(module) is nn.Linear:
+                    module.__class__ = _Linear  # the same object and parameters; only `forward` differs
         found = find_sites(model, name)
         self.d_model: int = found.d_model
         self.sites: list[MLPSite] = [site for site, _ in found.sites]
@@ -203,11 +199,11 @@ class Host:
         before = {path: self.model.get_submodule(path) for path in swaps}
         try:
             for path, swap in swaps.items():
-                self._put(path, swap)
+                self.model.set_submodule(path, swap)
             yield self
         finally:
             for path, module in before.items():
-                self._put(path, module)
+                self.model.set_submodule(path, module)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
@@ -228,9 +224,8 @@ class Host:
             HostError: longer than the host can read.
         """
         if new_tokens < 1 or not temperature >= 0:
-            raise ConfigError(
-                "impossible generation", expected="new_tokens >= 1 and temperature >= 0", got=f"{new_tokens} and {temperature:g}"
-            )
+            got = f"{new_tokens} and {temperature:g}"
+            raise ConfigError("impossible generation", expected="new_tokens >= 1 and temperature >= 0", got=got)
         bos = self.tokenizer.bos_token_id
         prompt_ids = ([] if bos is None else [int(bos)]) + self.encode(prompt)
         if not prompt_ids:
@@ -251,16 +246,16 @@ class Host:
                 step = torch.tensor([new_ids[-1:]], device=self.device)
         return Generated(prompt_ids, new_ids, self.decode(prompt_ids + new_ids)[len(self.decode(prompt_ids)) :])
 
-    def _stand_ins(self, modules: Mapping[Any, Any]) -> dict[str, _StandIn]:
+    def _stand_ins(self, modules: Mapping[Any, Any]) -> dict[str, StandIn]:
         """What `replace` puts in place, by path in the model, after checking it."""
-        swaps: dict[str, _StandIn] = {}
+        swaps: dict[str, StandIn] = {}
         for key, module in modules.items():
             site = self.site(key)
             if not isinstance(module, nn.Module):
                 raise HostError(f"what replaces {site.hookpoint} must be a module", expected="torch.nn.Module", got=type(module).__name__)
             if site.module in swaps:
                 raise HostError(f"two modules for {site.hookpoint}", expected="one module for each MLP", got=f"{key} a second time")
-            swaps[site.module] = _StandIn(module, self._mlps[site.hookpoint], site)
+            swaps[site.module] = StandIn(module, self._mlps[site.hookpoint], site)
         return swaps
 
     def _end_ids(self) -> set[int]:
@@ -279,10 +274,6 @@ class Host:
         if self.max_tokens is not None and tokens > self.max_tokens:
             raise HostError(f"too long for host {self.name}", expected=f"at most {self.max_tokens} tokens", got=f"{tokens}")
 
-    def _put(self, path: str, module: nn.Module) -> None:
-        parent, _, child = path.rpartition(".")
-        setattr(self.model.get_submodule(parent), child, module)
-
     def __repr__(self) -> str:
         return f"Host({self.name!r}, {len(self.sites)} MLPs, d_model={self.d_model}, {self.device}, {self.dtype})"
 
@@ -291,37 +282,11 @@ class _Stop(Exception):
     """Raised by a hook when nothing deeper is wanted."""
 
 
-class _StandIn(nn.Module):
-    """Sits in a block in the MLP's place: casts, calls the replacement, takes its ``y``, checks its shape."""
-
-    def __init__(self, module: nn.Module, original: nn.Module, site: MLPSite) -> None:
-        super().__init__()
-        self.module, self.original, self.site = module, original, site
-        self.reads_output = getattr(module, "reads", "input") == "output"
-        self.like = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        source = self.original(x) if self.reads_output else x
-        out = self.module(source if self.like is None else source.to(self.like))
-        y: Any = getattr(out, "y", out) if isinstance(out, tuple) else out
-        expected = [*x.shape[:-1], self.site.d_out]
-        if not isinstance(y, Tensor) or list(y.shape) != expected:
-            got = str(list(y.shape)) if isinstance(y, Tensor) else type(y).__name__
-            raise HostError(f"what replaces {self.site.hookpoint} returned the wrong shape", expected=str(expected), got=got)
-        return y.to(x)
-
-
 class _Linear(nn.Linear):
     """nn.Linear by the product that is fastest on this CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         return gemm.linear(input, self.weight, self.bias)
-
-
-def _route_linears(model: nn.Module) -> None:
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = _Linear  # the same object and parameters; only `forward` differs
 
 
 def _device(name: str) -> torch.device:
@@ -340,9 +305,7 @@ def _device(name: str) -> torch.device:
 def _resolve(name: str) -> tuple[str, str | None, bool]:
     """What transformers is to load (folder or hub id), the .gguf file in it if that is the host, and whether it is local."""
     if name == BUILT_IN:
-        from .assets import builtin_host
-
-        return str(builtin_host()), None, True
+        return str(assets.builtin_host(lambda line: print(f"mxd: {line}", file=sys.stderr, flush=True))), None, True
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
@@ -373,17 +336,12 @@ def _pretrained(name: str, source: str, gguf: str | None, revision: str | None, 
             loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
             model, info = loaded
             config = None if local else cached_file(source, "config.json", revision=options["revision"])
-    except MxdError:
-        raise
     except Exception as error:  # the loaders raise nearly everything: OSError, ValueError, KeyError, SafetensorError ...
         raise _load_error(name, revision, error) from error
     lacking = sorted(str(key) for key in info["missing_keys"])
     if lacking:
-        raise HostError(
-            f"host {name} is incomplete",
-            expected="all of its weights",
-            got=f"none for {', '.join(lacking[:3])}{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}",
-        )
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise HostError(f"host {name} is incomplete", expected="all of its weights", got=f"none for {', '.join(lacking[:3])}{more}")
     commit = re.search(r"snapshots[/\\]([0-9a-f]{40})", str(config))
     return model, tokenizer, commit.group(1) if commit else None
 
@@ -430,13 +388,9 @@ def _weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def _digest_files(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
+def _digest_files(files: Sequence[Path]) -> str:
+    digests = [assets.sha256_of(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _digest_tensors(tensors: Mapping[str, Tensor]) -> str:

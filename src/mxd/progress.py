@@ -19,7 +19,8 @@ class Bar:
     def __init__(self, what: str, total: int, unit: str, *, quiet: bool = False) -> None:
         self._what, self._total, self._unit, self._quiet = what, total, unit, quiet
         self._console = Console(file=sys.stderr)
-        self._began = self._spoken = time.monotonic()
+        self._spoken = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
             columns = (
@@ -43,15 +44,21 @@ class Bar:
             self._bar.stop()
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that `done` of the total units are finished; `note` stands behind the bar."""
+        """Say that `done` of the total units are finished; `note` stands behind the bar.
+
+        Speed and time left count from the first call, so that what had to be set up before the first unit does not distort them.
+        """
         now = time.monotonic()
-        speed = done / max(now - self._began, 1e-9)
+        if self._first is None:
+            self._first = (now, done)
+        seconds, units = now - self._first[0], done - self._first[1]
+        speed = units / seconds if seconds > 0 else 0.0
         text = f"{speed:,.0f} {self._unit}/s" if speed >= 10 else f"{speed:.2f} {self._unit}/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, speed=text, note=note)
         elif not self._quiet and (now - self._spoken >= 10 or done >= self._total):
             self._spoken = now
             line = f"{self._what}: {done:,} of {self._total:,} {self._unit}"
-            if done:
+            if speed > 0:
                 line += f", {text}, {(self._total - done) / speed:.0f} s left"
             print(f"{line} · {note}" if note else line, file=sys.stderr, flush=True)

@@ -68,6 +68,15 @@ class MLPWeights(NamedTuple):
     b_D: Float[Tensor, "d_out"] | None
 
 
+class Activations(NamedTuple):
+    """What an MLP received and returned, float32."""
+
+    x: Float[Tensor, "*batch d_in"]
+    """The argument of the MLP module."""
+    y: Float[Tensor, "*batch d_out"]
+    """Its return value."""
+
+
 class Layout(NamedTuple):
     """Which child of an MLP plays which part."""
 
@@ -131,6 +140,26 @@ def read_weights(module: nn.Module, layout: Layout) -> MLPWeights:
     biases = [None, None] if b_E is None else [half.contiguous() for half in b_E.chunk(2)]
     gate, up = (0, 1) if layout.gate_first else (1, 0)
     return MLPWeights(matrices[up], biases[up], matrices[gate], biases[gate], D, b_D)
+
+
+class StandIn(nn.Module):
+    """Sits in a block in the MLP's place: casts, calls the replacement, takes its ``y``, checks its shape."""
+
+    def __init__(self, module: nn.Module, original: nn.Module, site: MLPSite) -> None:
+        super().__init__()
+        self.module, self.original, self.site = module, original, site
+        self.reads_output = getattr(module, "reads", "input") == "output"
+        self.like = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        source = self.original(x) if self.reads_output else x
+        out = self.module(source if self.like is None else source.to(self.like))
+        y: Any = getattr(out, "y", out) if isinstance(out, tuple) else out
+        expected = [*x.shape[:-1], self.site.d_out]
+        if not isinstance(y, Tensor) or list(y.shape) != expected:
+            got = str(list(y.shape)) if isinstance(y, Tensor) else type(y).__name__
+            raise HostError(f"what replaces {self.site.hookpoint} returned the wrong shape", expected=str(expected), got=got)
+        return y.to(x)
 
 
 def _blocks(base: nn.Module, n_layers: int) -> tuple[str, list[nn.Module]]:

@@ -34,7 +34,7 @@ CHARACTERS_PER_BATCH = 65_536
 SHUFFLE_DOCUMENTS = 256
 """Size of the shuffle buffer of streamed sources, in documents."""
 SAMPLE_TOKENS = 1_000_000
-"""`Corpus.sample` considers a whole split up to this many tokens (about 20 MB of text)."""
+"""`Corpus.sample` considers a whole split up to this many tokens (about 4 MB of text)."""
 SAMPLE_SPREAD = 8
 """… and beyond that, and of streamed sources, this many times the tokens asked for."""
 

@@ -7,7 +7,7 @@ predicts one (its target), the first position included.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -80,11 +80,11 @@ def swapped_losses(
     for start in range(0, len(ids), chunk):
         part = ids[start : start + chunk]
         reference = [_reference(logits) for logits in host.logits(part)]
-        own.append(_losses([r.logits for r in reference], reference, part))
+        own.append(_losses([r.log_probabilities for r in reference], reference, part))
         for name, swap in swaps.items():
             with host.replace({swap.hookpoint: swap.module}):
                 logits = host.logits(part)
-            swapped[name].append(_losses(list(logits), reference, part))
+            swapped[name].append(_losses((q[:-1].log_softmax(-1) for q in logits), reference, part))
         if progress is not None:
             progress(start + len(part))
     return _join(own), {name: _join(parts) for name, parts in swapped.items()}
@@ -93,32 +93,27 @@ def swapped_losses(
 class _Reference(NamedTuple):
     """The host's prediction on one sequence, all [position, ..] without the last position."""
 
-    logits: Tensor
+    log_probabilities: Tensor
     probabilities: Tensor
-    log_normaliser: Tensor
     top: Tensor
 
 
 @torch.no_grad()
 def _reference(logits: Float[Tensor, "position vocab"]) -> _Reference:
-    logits = logits[:-1]
-    log_normaliser = logits.logsumexp(-1)
-    return _Reference(logits, (logits - log_normaliser[:, None]).exp_(), log_normaliser, logits.argmax(-1))
+    log_probabilities = logits[:-1].log_softmax(-1)
+    return _Reference(log_probabilities, log_probabilities.exp(), log_probabilities.argmax(-1))
 
 
 @torch.no_grad()
-def _losses(logits: list[Tensor], reference: list[_Reference], ids: Int[Tensor, "sequence position"]) -> Losses:
-    """Sequence by sequence, so that the temporaries stay small."""
+def _losses(log_probabilities: Iterable[Tensor], reference: list[_Reference], ids: Int[Tensor, "sequence position"]) -> Losses:
+    """From log-probabilities [position, vocab], a sequence at a time, so that the temporaries stay small."""
     rows: list[Tensor] = []
-    for q, host, row in zip(logits, reference, ids, strict=True):
-        q = q[: len(host.logits)]
-        log_normaliser = q.logsumexp(-1)
-        target = q.gather(-1, row[1:, None].to(q.device)).squeeze(-1)
-        # Σ p (log p − log q) by differences of logits: exactly 0 when they are equal, and no cancellation when they are close.
-        difference = (host.logits - q).mul_(host.probabilities).sum(-1)
-        kl = (difference + (log_normaliser - host.log_normaliser)).clamp_min(0)
-        same = (q.argmax(-1) == host.top).double()
-        rows.append(torch.stack([(log_normaliser - target).double().mean(), kl.double().mean(), same.mean()]).cpu())
+    for log_q, host, row in zip(log_probabilities, reference, ids, strict=True):
+        target = log_q.gather(-1, row[1:, None].to(log_q.device)).squeeze(-1)
+        # Σ p (log p − log q) term by term: exactly 0 when they are equal, and no cancellation when they are close.
+        kl = (host.log_probabilities - log_q).mul_(host.probabilities).sum(-1).clamp_min(0)
+        same = (log_q.argmax(-1) == host.top).double()
+        rows.append(torch.stack([-target.double().mean(), kl.double().mean(), same.mean()]).cpu())
     ce, kl, top1 = torch.stack(rows, 1)
     return Losses(ce, kl, top1)
 

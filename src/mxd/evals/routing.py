@@ -15,7 +15,7 @@ and the first position of each sequence is expected to be left out by the caller
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -99,13 +99,16 @@ def fit_ridge(layer: MxD, fit: Pairs, validation: Pairs) -> Ridge:
     # Apple's GPUs have no float64.
     exact = torch.device("cpu") if device.type == "mps" else device
     mean_y = fit.y.to(exact).mean(0, dtype=torch.float64)
-    mean_z = torch.stack([z.to(exact).sum(0, dtype=torch.float64) for z in _hidden(layer, fit.x)]).sum(0) / len(fit.x)
-    gram = mean_z.new_zeros(len(mean_z), len(mean_z))
-    cross = mean_z.new_zeros(len(mean_z), layer.d_out)
-    for z, y in zip(_hidden(layer, fit.x), fit.y.split(TOKENS_AT_ONCE), strict=True):
-        centred = z.to(exact).double() - mean_z
-        gram.addmm_(centred.t(), centred)
-        cross.addmm_(centred.t(), y.to(exact).double() - mean_y)
+    width = layer.D.shape[0]
+    gram, cross = mean_y.new_zeros(width, width), mean_y.new_zeros(width, layer.d_out)
+    total_z = mean_y.new_zeros(width)
+    for part, y in zip(_hidden(layer, fit.x), fit.y.split(TOKENS_AT_ONCE), strict=True):
+        z = part.to(exact).double()
+        total_z += z.sum(0)
+        gram.addmm_(z.t(), z)
+        cross.addmm_(z.t(), y.to(exact).double() - mean_y)
+    mean_z = total_z / len(fit.x)
+    gram.sub_(torch.outer(total_z, mean_z))
     scale = float(gram.diagonal().mean())
     found = [
         Ridge(weight.float().to(device), (mean_y - mean_z @ weight).float().to(device), penalty)
@@ -114,7 +117,8 @@ def fit_ridge(layer: MxD, fit: Pairs, validation: Pairs) -> Ridge:
     ]
     if not found:  # z does not vary at all
         return Ridge(cross.float().to(device) * 0, mean_y.float().to(device), math.inf)
-    return min(found, key=lambda ridge: float(ridge_errors(layer, ridge, validation).sum()))
+    seen = list(_hidden(layer, validation.x))
+    return min(found, key=lambda ridge: float(_readout_errors(ridge, seen, validation.y).sum()))
 
 
 def _hidden(layer: MxD, x: Tensor) -> Iterator[Tensor]:
@@ -130,8 +134,13 @@ def _solve(gram: Tensor, cross: Tensor, penalty: float) -> Tensor | None:
 @torch.no_grad()
 def ridge_errors(layer: MxD, ridge: Ridge, tokens: Pairs) -> Tensor:
     """‖y − (Wᵀz + b)‖² per token, float64 [token] on the CPU."""
-    parts = zip(_hidden(layer, tokens.x), tokens.y.split(TOKENS_AT_ONCE), strict=True)
-    return torch.cat([squared_norms(y.to(z) - torch.addmm(ridge.bias, z, ridge.weight)) for z, y in parts])
+    return _readout_errors(ridge, _hidden(layer, tokens.x), tokens.y)
+
+
+def _readout_errors(ridge: Ridge, hidden: Iterable[Tensor], y: Tensor) -> Tensor:
+    weight = ridge.weight.t()
+    parts = zip(hidden, y.split(TOKENS_AT_ONCE), strict=True)
+    return torch.cat([squared_norms(part.to(z) - gemm.linear(z, weight, ridge.bias)) for z, part in parts])
 
 
 def expert_permutations(parts: Parts, n_units: int, *, count: int, seed: int) -> list[Int[Tensor, "n_units"]]:
