@@ -1,8 +1,8 @@
-"""Writes the tables of docs/results.md from docs/results/*.json, the reports of its runs.
+"""Writes the tables of docs/results.md and README.md from docs/results/*.json, the reports of their runs.
 
     python tools/results_tables.py
 
-What stands between the marks in docs/results.md is replaced; the text around them is written by hand.
+What stands between the marks in the two pages is replaced; the text around them is written by hand.
 """
 
 from __future__ import annotations
@@ -15,24 +15,41 @@ from typing import Any
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "results.md"
+README = DOCS.parent / "README.md"
 ORDER = ("mxd", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive")
 
 
 def main() -> None:
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((DOCS / "results").glob("seed*.json"))]
-    text = PAGE.read_text(encoding="utf-8")
-    for recipe in ("ours", "host-encoder", "paper"):
-        text = _between(text, recipe, _table(reports, recipe))
-    text = _between(text, "routing", _routing(reports))
-    PAGE.write_text(text, encoding="utf-8")
+    reports = [_read(path) for path in sorted((DOCS / "results").glob("*-seed*.json"))]
+    tables = {recipe: _table(reports, recipe) for recipe in ("ours", "host-encoder", "paper")}
+    _fill(PAGE, {**tables, "routing": _routing(reports)})
+    _fill(README, {"demo": _demo(_read(DOCS / "results" / "demo.json"))})
 
 
-def _between(text: str, mark: str, table: str) -> str:
-    pattern = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
-    changed, found = re.subn(pattern, lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)
-    if found != 1:
-        raise SystemExit(f"{PAGE} has {found} places marked {mark}")
-    return changed
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _fill(page: Path, tables: dict[str, str]) -> None:
+    text = page.read_text(encoding="utf-8")
+    for mark, table in tables.items():
+        text, found = re.subn(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+        if found != 1:
+            raise SystemExit(f"{page} has {found} places marked {mark}")
+    page.write_text(text, encoding="utf-8")
+
+
+def _demo(report: dict[str, Any]) -> str:
+    lines = ["| student | parameters | excess CE, nats [95 %] | CE recovered | FVU | started from |", "|---|---|---|---|---|---|"]
+    for s in report["students"]:
+        name = f"{s['kind']} (control)" if s["is_control"] else f"{s['kind']}, K = {s['k']}"
+        low, high = s["excess_ce_ci95"]
+        start = "the host's encoder" if s["recipe"] == "host-encoder" else "scratch"
+        lines.append(
+            f"| {name} | {s['params'] / 1e6:.1f} M | {s['excess_ce']:.4f} [{low:.4f}, {high:.4f}] "
+            f"| {100 * s['ce_recovered']:.1f} % | {s['fvu']:.3f} | {start} |"
+        )
+    return "\n".join(lines)
 
 
 def _students(reports: list[dict[str, Any]], recipe: str) -> dict[str, list[dict[str, Any]]]:

@@ -81,7 +81,7 @@ class TrainConfig:
 class EvalConfig:
     """Evaluate every student of a run in the host, on held-out text, and write report.json."""
 
-    sequences: int = 256
+    sequences: int = 200
     """Held-out sequences for cross-entropy; at least 200 for the intervals to mean something."""
     fit_tokens: int = 40_960
     """Training tokens on which the routing-free readout behind N_r is fitted."""

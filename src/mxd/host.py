@@ -315,9 +315,9 @@ def _resolve(name: str) -> tuple[str, str | None, bool]:
         if not (path / "config.json").is_file():
             raise HostError(f"folder {name} holds no model", expected="config.json, weights and a tokenizer in it", got="no config.json")
         return str(path), None, True
+    kinds = "smollm2, a folder, a .gguf file, or a Hugging Face id (owner/name)"
     if path.is_file() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        got = "a file of another kind" if path.is_file() else name
-        raise HostError(f"no host {name}", expected="smollm2, a folder, a .gguf file, or a Hugging Face id (owner/name)", got=got)
+        raise HostError(f"no host {name}", expected=kinds, got="a file of another kind" if path.is_file() else name)
     return name, None, False
 
 
@@ -327,9 +327,7 @@ def _pretrained(name: str, source: str, gguf: str | None, revision: str | None, 
     from transformers.utils import cached_file
 
     local = Path(source).is_dir()
-    options: dict[str, Any] = {"revision": revision or "main", "local_files_only": local}
-    if gguf:
-        options["gguf_file"] = gguf
+    options: dict[str, Any] = {"revision": revision or "main", "local_files_only": local, **({"gguf_file": gguf} if gguf else {})}
     try:
         with _quiet(local):
             tokenizer = AutoTokenizer.from_pretrained(source, **options)

@@ -7,7 +7,7 @@ predicts one (its target), the first position included.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -79,19 +79,20 @@ def swapped_losses(
     swapped: dict[str, list[Losses]] = {name: [] for name in swaps}
     for start in range(0, len(ids), chunk):
         part = ids[start : start + chunk]
-        reference = [_reference(logits) for logits in host.logits(part)]
-        own.append(_losses([r.log_probabilities for r in reference], reference, part))
+        log_probabilities = host.logits(part).log_softmax(-1)
+        reference = _Reference(log_probabilities, log_probabilities.exp(), log_probabilities.argmax(-1))
+        own.append(_losses(log_probabilities.clone(), reference, part))
         for name, swap in swaps.items():
             with host.replace({swap.hookpoint: swap.module}):
-                logits = host.logits(part)
-            swapped[name].append(_losses((q[:-1].log_softmax(-1) for q in logits), reference, part))
+                log_probabilities = host.logits(part).log_softmax(-1)
+            swapped[name].append(_losses(log_probabilities, reference, part))
         if progress is not None:
             progress(start + len(part))
     return _join(own), {name: _join(parts) for name, parts in swapped.items()}
 
 
 class _Reference(NamedTuple):
-    """The host's prediction on one sequence, all [position, ..] without the last position."""
+    """The host's prediction on a chunk of sequences, [sequence, position, vocab] and [sequence, position]."""
 
     log_probabilities: Tensor
     probabilities: Tensor
@@ -99,23 +100,17 @@ class _Reference(NamedTuple):
 
 
 @torch.no_grad()
-def _reference(logits: Float[Tensor, "position vocab"]) -> _Reference:
-    log_probabilities = logits[:-1].log_softmax(-1)
-    return _Reference(log_probabilities, log_probabilities.exp(), log_probabilities.argmax(-1))
+def _losses(log_q: Float[Tensor, "sequence position vocab"], host: _Reference, ids: Int[Tensor, "sequence position"]) -> Losses:
+    """From log-probabilities, which are overwritten.
 
-
-@torch.no_grad()
-def _losses(log_probabilities: Iterable[Tensor], reference: list[_Reference], ids: Int[Tensor, "sequence position"]) -> Losses:
-    """From log-probabilities [position, vocab], a sequence at a time, so that the temporaries stay small."""
-    rows: list[Tensor] = []
-    for log_q, host, row in zip(log_probabilities, reference, ids, strict=True):
-        target = log_q.gather(-1, row[1:, None].to(log_q.device)).squeeze(-1)
-        # Σ p (log p − log q) term by term: exactly 0 when they are equal, and no cancellation when they are close.
-        kl = (host.log_probabilities - log_q).mul_(host.probabilities).sum(-1).clamp_min(0)
-        same = (log_q.argmax(-1) == host.top).double()
-        rows.append(torch.stack([-target.double().mean(), kl.double().mean(), same.mean()]).cpu())
-    ce, kl, top1 = torch.stack(rows, 1)
-    return Losses(ce, kl, top1)
+    A chunk is worked on whole: its temporaries are then so large that the allocator maps each by itself and gives it back.
+    Sequence by sequence they stay in the heap and leave holes (seen: 6 GiB instead of 2.6).
+    """
+    target = log_q[:, :-1].gather(-1, ids[:, 1:, None].to(log_q.device)).squeeze(-1)
+    same = (log_q.argmax(-1) == host.top)[:, :-1]
+    # Σ p (log p − log q) term by term: exactly 0 when they are equal, and no cancellation when they are close.
+    kl = torch.sub(host.log_probabilities, log_q, out=log_q).mul_(host.probabilities).sum(-1).clamp_min(0)[:, :-1]
+    return Losses(*(row.double().mean(1).cpu() for row in (-target, kl, same)))
 
 
 def _join(parts: list[Losses]) -> Losses:
