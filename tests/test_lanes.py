@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+import pytest
 from rich.console import Console
 
 from mxd import tables
@@ -59,3 +60,19 @@ def test_differences_are_coloured_or_marked() -> None:
     said = console.export_text()
     assert "at token 2 (50% alike)" in said
     assert "never" not in said, "the host is not compared with itself"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160, 250])
+def test_the_report_table_goes_without_columns_rather_than_cut_them(width: int) -> None:
+
+    from mxd.tables import LEAVE_OUT, report_table
+
+    heads = ["student", "excess CE [95 %]", "FVU [95 %]", "KL", "nmse", "tokens/s", "recipe"]
+    row = ["Additive control", "0.00192 [0.000584, 0.00330]", "0.0351 [0.0341, 0.0364]", "0.00459", "0.0303", "5,616", "host-encoder"]
+    console = Console(width=width)
+    with console.capture() as said:
+        console.print(report_table("t", heads, [row], width=width))
+    text = said.get()
+    assert "…" not in text and row[1] in text
+    assert all(cell in text for head, cell in zip(heads, row, strict=True) if width == 250 or head not in LEAVE_OUT)
+    assert width < 250 or row[5] in text

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("test", "validation")
 
-LEFT_OUT = ("nmse", "busiest", "> ½", "tokens/s")
-"""Columns of the report's table that the terminal's does not show."""
-
 
 def demo(options: DemoOptions) -> None:
     from . import pipeline, recipes
@@ -200,10 +197,9 @@ def _print_report(path: Path, split: str = "test") -> None:
     found = report.read(run, split)
     for hookpoint in figures.hookpoints(found):
         heads, rows = report.table(found, hookpoint)
-        shown = [number for number, head in enumerate(heads) if head not in LEFT_OUT]
-        picked = [[row[number] for number in shown] for row in rows]
         title = f"{found['host']}, {hookpoint}. {report.headline(found, hookpoint)}"
-        tables.console().print(tables.report_table(title, [heads[number] for number in shown], picked))
+        console = tables.console()
+        console.print(tables.report_table(title, heads, rows, width=console.width))
         for student in figures.students_at(found, hookpoint):
             if student.get("routing"):
                 print(f"{student['name']}: {report.against_controls(found, student)} {report.verdict(student)}")

@@ -75,11 +75,24 @@ def run_table(title: str, students: Iterable[Any]) -> Table:
     return table
 
 
-def report_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Columns of the report's table, as text."""
-    table = _table([(head, "right" if number else "left") for number, head in enumerate(heads)], title=title)
+LEAVE_OUT = ("tokens/s", "nmse", "> ½", "busiest", "units", "KL", "top-1", "L0", "dead", "params", "FVU [95 %]", "recipe")
+"""Columns of the report's table in the order in which a narrow terminal goes without them."""
+
+
+def report_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) -> Table:
+    """The report's table, as many of its columns as `width` characters hold without cutting any."""
+    shown = list(range(len(heads)))
+
+    def needed() -> int:
+        return 1 + sum(3 + max(len(row[n]) for row in [heads, *rows]) for n in shown)
+
+    for head in LEAVE_OUT:
+        if needed() <= width:
+            break
+        shown = [n for n in shown if heads[n] != head]
+    table = _table([(heads[n], "right" if n else "left") for n in shown], title=title)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[n] for n in shown))
     return table
 
 
