@@ -54,6 +54,8 @@ LAWS: dict[str, str] = {
     r"explore/.*": r"explore/.*|host|text|harvest|layers/.*|checkpoint",
     r"recipes|options|progress": r"$^",
     r"tables": r"lanes",
+    r"clock": r"$^",
+    r"plan": r"recipes|layers/.*|objectives|sites|train",
     r"pipeline": r"(?!cli|options|tables|lanes).*",
     r"cli|__init__|__main__": r".*",
 }

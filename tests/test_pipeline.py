@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mxd import pipeline, train
+from mxd import pipeline, plan, train
 from mxd.checkpoint import Run
 from mxd.config import KINDS, EvalConfig, TrainConfig
 from mxd.errors import ConfigError, HostError, LayerError, MxdError, RunError, TextError
@@ -232,7 +232,7 @@ def test_a_full_disk_is_known_before_the_work(small: TrainConfig, tmp_path: Path
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(ConfigError, match="too full for this run"):
         train(replace(small, out=tmp_path / "run"), quiet=True)
 
@@ -259,8 +259,8 @@ def test_the_published_sizes_are_planned_to_the_unit(monkeypatch: pytest.MonkeyP
         paper = recipes.published()["sizes"][key]
         glu = paper.get("mxd_encoder") == "glu"
         site = MLPSite("layers.8.mlp", 8, paper["d"], paper["d"], paper["mxd_hidden"], "gelu", glu, "layers.8.mlp")
-        for spec in pipeline.plan(config, [site]):
-            params = pipeline.candidate(spec.kind, spec.sizes).budget()
+        for spec in plan.plan(config, [site]):
+            params = plan.candidate(spec.kind, spec.sizes).budget()
             assert params == paper[f"{spec.kind.replace('-', '_')}_params"]
 
 

@@ -11,9 +11,7 @@ import dataclasses
 import itertools
 import logging
 import platform
-import shutil
 import subprocess
-import time
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -23,14 +21,13 @@ import torch
 
 from . import recipes
 from .checkpoint import Run, RunWriter, StudentRecord, check_writable
-from .config import CONTROLS, KINDS, EvalConfig, TrainConfig
-from .errors import ConfigError, TextError, nearest
+from .clock import Clock
+from .config import EvalConfig, TrainConfig
+from .errors import ConfigError, TextError
 from .evals import routing
 from .harvest import Batch, collect, read_blocks, shuffled
 from .host import Host, MLPSite
-from .layers import Sizes
-from .layers.sizing import candidate, match_budget, parse_budget
-from .objectives import objective
+from .plan import check, check_disk, plan, total_train_steps
 from .progress import Bar
 from .sources import CORPORA
 from .text import Corpus, TokenBlock
@@ -66,88 +63,13 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Run:
         specs = plan(config, sites)
         blocks = _train_blocks(config, corpus, host)
         validation = _probe_block(config, corpus, host)
-    _check_disk(config.out, specs)
+    check_disk(config.out, specs)
     writer = RunWriter(config.out, overwrite=config.overwrite)
     try:
         return _train_into(writer, config, corpus, host, specs, blocks, validation, clock, quiet)
     except BaseException:
         writer.abandon()
         raise
-
-
-def check(config: TrainConfig) -> None:
-    """Raise `ConfigError` for whatever is wrong with `config` by itself."""
-    for kind in config.kinds:
-        if kind not in KINDS:
-            raise ConfigError("unknown kind in --kinds", expected=nearest(kind, KINDS), got=kind)
-    objective(config.loss)
-    for name in ("kinds", "k", "layers", "text", "recipe"):
-        values = getattr(config, name)
-        if not values or len(set(values)) != len(values):
-            raise ConfigError(f"--{name} needs one or more different values", got=" ".join(map(str, values)) or "none")
-    for kind in config.kinds:
-        recipes.chosen(config, kind)
-    positive = ("tokens", "passes", "tokens_per_step", "buffer_tokens", "sequences_per_read", "log_every_steps")
-    for name in positive:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1", got=str(getattr(config, name)))
-    if config.tokens_per_sequence < 2:
-        raise ConfigError("--tokens-per-sequence must be at least 2", got=str(config.tokens_per_sequence))
-    for k in config.k:
-        if k < 1:
-            raise ConfigError("--k must be at least 1", got=str(k))
-    if config.buffer_tokens < config.tokens_per_step or config.tokens < config.tokens_per_step:
-        raise ConfigError(
-            "one step needs more tokens than there are",
-            expected=f"--tokens and --buffer-tokens of at least {config.tokens_per_step:,} (--tokens-per-step)",
-            got=f"{config.tokens:,} and {config.buffer_tokens:,}",
-        )
-    if config.sizes not in ("matched", "published"):
-        raise ConfigError("unknown --sizes", expected="matched or published", got=config.sizes)
-    if config.sizes == "published" and recipes.published_host(config.host) is None:
-        raise ConfigError(
-            "--sizes published is for the paper's hosts", expected=", ".join(recipes.PAPER_HOSTS), got=config.host, next="--sizes matched"
-        )
-
-
-def plan(config: TrainConfig, sites: list[MLPSite]) -> list[StudentSpec]:
-    """The students of a run: every layer x kind x K x recipe (the dense control has no K), sizes settled.
-
-    Raises:
-        LayerError: K is larger than the number of units, or the budget too small for one.
-    """
-    specs: list[StudentSpec] = []
-    for site, kind in itertools.product(sites, config.kinds):
-        for k, recipe in itertools.product((0,) if kind == "dense" else config.k, recipes.chosen(config, kind)):
-            name = kind if kind == "dense" else f"{kind}-k{k}"
-            if len(config.recipe) > 1:
-                name += f"-{recipe.name}"
-            sizes = _sizes(config, site, kind, k)
-            candidate(kind, sizes)
-            specs.append(
-                StudentSpec(
-                    name=name if len(sites) == 1 else f"{name}@{site.hookpoint}",
-                    hookpoint=site.hookpoint,
-                    kind=kind,
-                    sizes=sizes,
-                    recipe=recipe,
-                    loss=config.loss,
-                    random_k=config.random_k,
-                    seed=config.seed,
-                )
-            )
-    return specs
-
-
-def _sizes(config: TrainConfig, site: MLPSite, kind: str, k: int) -> Sizes:
-    sizes = Sizes(site.d_in, site.d_out, 1, max(k, 1), site.d_hidden, site.activation, site.glu)
-    if config.sizes == "published":
-        key = recipes.published_host(config.host)
-        assert key is not None
-        paper = recipes.published()["sizes"][key]
-        mxd_like = kind in ("mxd", *CONTROLS)
-        return sizes._replace(n_units=paper["mxd_experts" if mxd_like else "transcoder_latents"], d_hidden=paper["mxd_hidden"])
-    return match_budget(kind, sizes, parse_budget(config.budget, d_in=site.d_in, d_out=site.d_out))
 
 
 def _sites(host: Host, layers: tuple[str, ...]) -> list[MLPSite]:
@@ -293,11 +215,6 @@ def _run_loop(
     )
 
 
-def total_train_steps(config: TrainConfig) -> int:
-    """Optimiser steps of a run: every token `passes` times, in whole steps."""
-    return config.tokens * config.passes // config.tokens_per_step
-
-
 def _until(batches: Iterator[dict[str, Batch]], tokens: int) -> Iterator[dict[str, Batch]]:
     seen = 0
     while seen < tokens:
@@ -358,55 +275,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-def _check_disk(out: Path, specs: list[StudentSpec]) -> None:
-    """Refuse before hours of work what the disk cannot hold."""
-    needed = 4 * sum(candidate(spec.kind, spec.sizes).budget() for spec in specs)
-    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise ConfigError(
-            f"the disk that holds {place} is too full for this run",
-            expected=f"{needed / 2**20:,.0f} MiB free",
-            got=f"{free / 2**20:,.0f} MiB",
-            next="free some space, choose another --out, or lower --budget",
-        )
-
-
-class Clock:
-    """Where the time of a run goes, in seconds by part."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, part: str) -> _Span:
-        return _Span(self, part)
-
-    def timed(self, part: str, items: Iterable[Any]) -> Iterator[Any]:
-        """`items`, with the time spent waiting for each put down to `part`."""
-        iterator = iter(items)
-        while True:
-            with self(part):
-                item = next(iterator, _END)
-            if item is _END:
-                return
-            yield item
-
-
-_END = object()
-
-
-class _Span:
-    def __init__(self, clock: Clock, part: str) -> None:
-        self._clock, self._part = clock, part
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        seconds = self._clock.seconds
-        seconds[self._part] = round(seconds.get(self._part, 0.0) + time.perf_counter() - self._began, 3)
 
 
 def evaluate(run: str | Path | Run, config: EvalConfig | None = None, *, quiet: bool = False) -> dict[str, Any]:

@@ -131,6 +131,23 @@ def test_a_worse_mxd_is_said_to_be_worse() -> None:
     assert report.against_controls(result([worse[0]]), worse[0]) == ""
 
 
+def test_recipes_of_one_kind_are_told_apart_and_meet_their_own_controls() -> None:
+    kinds = ("mxd", "transcoder", "dense")
+    made = result(
+        [student(kind) for kind in kinds] + [student(k, name=f"{k}-x", recipe="host-encoder", excess_ce=-0.001) for k in ("dense", "mxd")]
+    )
+    names = [row[0] for row in report.table(made, HOOKPOINT)[1]]
+    assert names == ["MxD · ours", "Transcoder", "Dense control · ours", "Dense control · host-encoder", "MxD · host-encoder"]
+    assert [figures.label(s, made["students"]) for s in made["students"]][2] == "Dense · ours"
+    root = parse(figures.frontier_file(made))
+    assert not [e for e in root.iter() if e.get("class") == "line k-mxd"]  # one K, two recipes: nothing to join
+    assert len([e for e in root.iter() if e.get("class") == "line dash k-dense"]) == 2
+    first, second = made["students"][0], made["students"][-1] | {"excess_ce": 0.002}
+    assert "33 % less than the dense control (0.00520)" in report.against_controls(made, first)
+    assert "nats: more than the dense control (−0.00100), which has no experts." in report.against_controls(made, second)
+    assert "MxD · host-encoder" in page(made, metrics(made["students"]))
+
+
 def test_page_is_self_contained_well_formed_and_complete() -> None:
     made = result()
     html = page(made, metrics(made["students"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..recipes import published, published_host
@@ -34,11 +34,28 @@ def at_hookpoint(report: Report, key: str, hookpoint: str) -> float | None:
     return value.get(hookpoint) if isinstance(value, Mapping) else value
 
 
-def label(student: Student, others: Sequence[Student]) -> str:
-    """What a student is called among `others`: its kind, with K where they have different ones."""
+def several_recipes(student: Student, others: Sequence[Student]) -> bool:
+    """Whether the student's kind comes under more than one recipe among `others`."""
+    return len({s["recipe"] for s in others if s["kind"] == student["kind"]}) > 1
+
+
+def series(student: Student, others: Sequence[Student]) -> str:
+    """What a student's curve is called among `others`: its kind, with the recipe where that kind comes under several."""
     name = NAMES[student["kind"]]
+    if several_recipes(student, others):
+        return f"{name.removesuffix(' control')} · {student['recipe']}"
+    return name
+
+
+def label(student: Student, others: Sequence[Student]) -> str:
+    """What a student is called among `others`: as its curve, with K where they have different ones."""
     several = len({s["k"] for s in others if s["k"]}) > 1
-    return f"{name} {student['k']}" if several and student["k"] else name
+    return f"{series(student, others)} {student['k']}" if several and student["k"] else series(student, others)
+
+
+def _room(texts: Iterable[str], least: float) -> float:
+    """Pixels that the longest of `texts` takes, at least `least`."""
+    return max([least, *(6.3 * len(text) + 16 for text in texts)])
 
 
 def middle_k(students: Sequence[Student]) -> int:
@@ -55,7 +72,7 @@ def cost(report: Report, hookpoint: str) -> Figure:
     zero = _zero_ablation(report, hookpoint)
     values = [s["excess_ce"] for s in students] + ([zero] if zero else [])
     figure = Figure(WIDTH, 70 + 25 * len(students), "Excess cross-entropy of each student, in nats, lower is better")
-    x = log_axis(values, 132, WIDTH - 22, room=1.6)
+    x = log_axis(values, _room((label(s, students) for s in students), 132), WIDTH - 22, room=1.6)
     top, bottom = 30.0, 34.0 + 25 * len(students)
     for tick in x.ticks():
         figure.line([(x(tick), top), (x(tick), bottom)], "rule")
@@ -87,7 +104,8 @@ def frontier(report: Report, hookpoint: str) -> Figure:
     values = [s["excess_ce"] for s in students] + [v for curve in (paper[1].values() if paper else []) for v in curve]
     figure = Figure(WIDTH, 320, "Sparsity and accuracy: excess cross-entropy over K", "Lower is better; bars are 95 % intervals.")
     alone = 2 if len(set(shown)) == 1 else 1.15
-    x = Axis(min(shown) / alone, max(shown) * alone, MARGIN, WIDTH - LABELS, 2)
+    end = WIDTH - _room((series(s, students) + _below(s) for s in students), LABELS)
+    x = Axis(min(shown) / alone, max(shown) * alone, MARGIN, end, 2)
     y = log_axis(values, 320 - 46, 30, room=1.5)
     figure.frame(x, y, "K, units active per token (log)", "excess cross-entropy, nats (log)", x_ticks=sorted(set(shown)))
     wanted: list[tuple[float, str, str]] = []
@@ -95,26 +113,36 @@ def frontier(report: Report, hookpoint: str) -> Figure:
         points = [(x(k), y(v)) for k, v in zip(paper[0] if paper else [], curve, strict=True)]
         figure.line(points, "line dots thin", kind)
         wanted.append((points[-1][1], f"{_SHORT[kind]}, paper", kind))
-    kinds = list(dict.fromkeys(s["kind"] for s in students))
-    for kind in kinds:
-        own = sorted((s for s in students if s["kind"] == kind), key=lambda s: s["k"])
-        wanted.append(_curve(figure, x, y, own, 7.0 * (kinds.index(kind) - (len(kinds) - 1) / 2)))
-    figure.labels(WIDTH - LABELS + 12, wanted, 34, 320 - 50)
+    groups: dict[str, list[Student]] = {}
+    for student in sorted(students, key=lambda s: s["k"]):
+        groups.setdefault(series(student, students), []).append(student)
+    for i, (name, own) in enumerate(groups.items()):
+        place = _curve(figure, x, y, own, 7.0 * (i - (len(groups) - 1) / 2))
+        wanted.append((place, name + _below(own[-1]), own[0]["kind"]))
+    figure.labels(end + 12, wanted, 34, 320 - 50)
     return figure
+
+
+def _below(student: Student) -> str:
+    """Said behind the name of what a logarithmic axis cannot show."""
+    return ", ≤ 0" if student["excess_ce"] <= 0 else ""
 
 
 _SHORT = {"mxd": "MxD", "transcoder": "Transcoder", "skip-transcoder": "Skip tr."}
 
 
-def _curve(figure: Figure, x: Axis, y: Axis, own: Sequence[Student], shift: float) -> tuple[float, str, str]:
-    """One kind's points, joined where there are several K, moved sideways by `shift` so that bars do not hide each other."""
+def _curve(figure: Figure, x: Axis, y: Axis, own: Sequence[Student], shift: float) -> float:
+    """One series' points, joined where there are several K, moved sideways by `shift` so that bars do not hide each other.
+
+    Returns the height at which its label belongs.
+    """
     kind = own[0]["kind"]
     if not own[0]["k"]:
         value = own[0]["excess_ce"]
         low, high = _ends(own[0], "excess_ce_ci95", value)
         figure.band(x.start, y(max(high, y.low)), x.end - x.start, y(max(low, y.low)) - y(max(high, y.low)), kind)
         figure.line([(x.start, y(max(value, y.low))), (x.end, y(max(value, y.low)))], "line dash", kind)
-        return y(max(value, y.low)), NAMES[kind], kind
+        return y(max(value, y.low))
     points = [(x(s["k"]) + (shift if len(own) == 1 else shift / 3), y(max(s["excess_ce"], y.low))) for s in own]
     if len(points) > 1:
         figure.line(points, "line dash" if own[0]["is_control"] else "line", kind)
@@ -123,7 +151,7 @@ def _curve(figure: Figure, x: Axis, y: Axis, own: Sequence[Student], shift: floa
         figure.line([(px, y(max(low, y.low))), (px, y(max(high, y.low)))], "bar", kind)
         note = f"{student['name']}: {number(student['excess_ce'])} nats [{number(low)}, {number(high)}]"
         figure.marker(px, py, kind, note=note)
-    return points[-1][1], NAMES[kind] + (", below 0" if own[-1]["excess_ce"] <= 0 else ""), kind
+    return points[-1][1]
 
 
 def losses(report: Report, metrics: Sequence[Mapping[str, Any]], hookpoint: str) -> Figure | None:
@@ -143,7 +171,8 @@ def losses(report: Report, metrics: Sequence[Mapping[str, Any]], hookpoint: str)
     figure = Figure(WIDTH, 300, "Training loss of each student over token-steps")
     last = max(t for _, curve in curves for t, _ in curve)
     unit, word = (1e6, "million ") if last >= 2e6 else (1e3, "thousand ")
-    x = Axis(0, last / unit, MARGIN, WIDTH - LABELS)
+    end = WIDTH - _room((label(s, students) for s in students), LABELS)
+    x = Axis(0, last / unit, MARGIN, end)
     y = log_axis([v for _, curve in curves for _, v in curve], 300 - 46, 30, room=1.08)
     squared = report.get("loss") == "squared"
     figure.frame(
@@ -153,7 +182,7 @@ def losses(report: Report, metrics: Sequence[Mapping[str, Any]], hookpoint: str)
     for student, curve in curves:
         figure.line([(x(t / unit), y(v)) for t, v in curve], "line thin dash" if student["is_control"] else "line thin", student["kind"])
         wanted.append((y(curve[-1][1]), label(student, students), student["kind"]))
-    figure.labels(WIDTH - LABELS + 12, wanted, 34, 300 - 50)
+    figure.labels(end + 12, wanted, 34, 300 - 50)
     return figure
 
 
@@ -188,7 +217,7 @@ def routing_history(metrics: Sequence[Mapping[str, Any]], student: Student) -> F
 
 
 def firing(report: Report, hookpoint: str) -> Figure | None:
-    """Share of each student's units by firing frequency; how many never fired stands beside the name."""
+    """Share of each student's units by firing frequency; how many never fired stands with the name below."""
     students = [s for s in students_at(report, hookpoint) if s.get("firing_histogram") and s["n_units"]]
     if not students:
         return None
@@ -196,18 +225,18 @@ def firing(report: Report, hookpoint: str) -> Figure | None:
     students = [s for s in students if s["k"] == k]
     edges = students[0]["firing_histogram"]["log10_edges"]
     shares = {s["name"]: [100 * n / s["n_units"] for n in s["firing_histogram"]["units"]] for s in students}
-    figure = Figure(WIDTH, 300, f"Firing frequency of the units at K = {k}")
-    x = Axis(10 ** edges[0], 10 ** edges[-1], MARGIN - 8, WIDTH - LABELS - 64, 10)
+    figure = Figure(WIDTH, 310 + 17 * len(students), f"Firing frequency of the units at K = {k}")
+    x = Axis(10 ** edges[0], 10 ** edges[-1], MARGIN - 8, WIDTH - 24, 10)
     y = Axis(0, max(1.0, 1.08 * max(max(v) for v in shares.values())), 300 - 46, 30)
     figure.frame(x, y, "share of tokens on which a unit fires (log)", f"% of units per quarter decade, K = {k}")
     for i, student in enumerate(students):
         values = shares[student["name"]]
         points = [p for left, right, v in zip(edges, edges[1:], values, strict=False) for p in ((x(10**left), y(v)), (x(10**right), y(v)))]
         figure.line(points, "line thin dash" if student["is_control"] else "line thin", student["kind"])
-        text = f"{NAMES[student['kind']].removesuffix(' control')}, {100 * (student['dead_fraction'] or 0):.0f} % dead"
-        left, top = WIDTH - LABELS - 54, 50 + 17.0 * i
-        figure.line([(left, top), (left + 15, top)], "line thin dash" if student["is_control"] else "line thin", student["kind"])
-        figure.text(left + 20, top + 4, text, css="hue", kind=student["kind"])
+        dead = f"{100 * (student['dead_fraction'] or 0):.0f} % never fired"
+        top = 316 + 17.0 * i
+        figure.line([(x.start, top), (x.start + 18, top)], "line thin dash" if student["is_control"] else "line thin", student["kind"])
+        figure.text(x.start + 26, top + 4, f"{series(student, students)}, {dead}", css="hue", kind=student["kind"])
     return figure
 
 

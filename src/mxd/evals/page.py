@@ -115,7 +115,7 @@ def _lead(result: Report, students: Sequence[Student]) -> str:
         text += f", {100 * best['ce_recovered']:.1f} % of the MLP's cross-entropy recovered"
     controls = [s for s in ranked if s["is_control"] and s["excess_ce"] <= best["excess_ce"]]
     if controls:
-        text += f". {figures.label(controls[0], students)}, which is not sparse, has {number(controls[0]['excess_ce'])}"
+        text += f". The control {figures.label(controls[0], students)} has {number(controls[0]['excess_ce'])}"
     return text + "."
 
 
@@ -127,8 +127,8 @@ def _plots(*plots: tuple[str, Figure]) -> str:
 def _table(students: Sequence[Student]) -> str:
     heads = "".join(f'<th scope="col" title="{escape(c.help)}">{escape(c.head)}</th>' for c in report.COLUMNS)
     rows: list[str] = []
-    for student in students:
-        cells = [escape(column.cell(student)) for column in report.COLUMNS]
+    for student, row in zip(students, report.table_rows(students), strict=True):
+        cells = [escape(cell) for cell in row]
         mark = Figure(11, 11, "")
         mark.marker(5.5, 5.5, student["kind"], size=4.5)
         drawn = f'<svg class="figure" viewBox="0 0 11 11" width="11" height="11" aria-hidden="true">{"".join(mark.parts)}</svg>'
@@ -161,6 +161,10 @@ def _routing(result: Report, student: Student) -> str:
     )
 
 
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _foot(result: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in (result.get("versions") or {}).items())
     machine = ", ".join(f"{name} {value}" for name, value in (result.get("machine") or {}).items())
@@ -169,7 +173,7 @@ def _foot(result: Report) -> str:
     facts = [
         f"Text: {names}" if names else "",
         f"budget {result['budget']}" if result.get("budget") else "",
-        f"recipe {result['recipe']}" if result.get("recipe") else "",
+        f"recipe {_words(result['recipe'])}" if result.get("recipe") else "",
         versions,
         machine,
         f"host {str(result['host_fingerprint'])[:12]}" if result.get("host_fingerprint") else "",

@@ -119,13 +119,13 @@ def interval(value: float | None, ci95: Sequence[float | None] | None, digits: i
     return f"{number(value, digits)} [{number(ci95[0], digits)}, {number(ci95[1], digits)}]"
 
 
-def _name(student: Student) -> str:
-    name = NAMES[student["kind"]]
-    return f"{name} (stopped early)" if student.get("stopped") else name
+def _name(student: Student, others: Sequence[Student]) -> str:
+    recipe = f" · {student['recipe']}" if figures.several_recipes(student, others) else ""
+    return f"{NAMES[student['kind']]}{recipe}{' (stopped early)' if student.get('stopped') else ''}"
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column("student", "kind of layer; controls make no claim to sparsity", _name),
+    Column("student", "kind of layer; controls make no claim to sparsity", lambda s: _name(s, [s])),
     Column("K", "units active per token", _whole("k")),
     Column("units", "experts or latents", _whole("n_units")),
     Column("params", "parameters, biases included", _whole("params")),
@@ -149,10 +149,14 @@ COLUMNS: tuple[Column, ...] = (
 """The table of students, the same in report.md and report.html."""
 
 
+def table_rows(students: Sequence[Student]) -> list[list[str]]:
+    """One row per student, a cell per column."""
+    return [[_name(student, students), *(column.cell(student) for column in COLUMNS[1:])] for student in students]
+
+
 def table(report: Report, hookpoint: str) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table of one hookpoint's students."""
-    rows = [[column.cell(student) for column in COLUMNS] for student in students_at(report, hookpoint)]
-    return [column.head for column in COLUMNS], rows
+    return [column.head for column in COLUMNS], table_rows(students_at(report, hookpoint))
 
 
 MEASURES: tuple[tuple[str, str, str], ...] = (
@@ -203,12 +207,12 @@ def against_controls(report: Report, student: Student) -> str:
             for s in students_at(report, student["hookpoint"])
             if s["kind"] == kind and s["k"] in (0, student["k"]) and s["recipe"] == student["recipe"]
         ]
-        if not found or own is None or not found[0]["excess_ce"] or found[0]["excess_ce"] <= 0:
+        other = found[0]["excess_ce"] if found else None
+        if other is None or own is None:
             continue
-        other = found[0]["excess_ce"]
-        share = f"{abs(1 - own / other):.0%}".replace("%", " %")
-        word = "less" if own < other else "more"
-        parts.append(f"{share} {word} than the {kind} control ({number(other)}), which has no {what}")
+        # A share of something that is not positive says nothing.
+        share = f"{abs(1 - own / other):.0%} ".replace("%", " %") if other > 0 else ""
+        parts.append(f"{share}{'less' if own < other else 'more'} than the {kind} control ({number(other)}), which has no {what}")
     return f"Excess CE {number(own)} nats: {'; '.join(parts)}." if parts and own is not None else ""
 
 
