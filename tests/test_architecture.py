@@ -36,7 +36,7 @@ OWNERS: dict[str, str] = {
 
 EVERYWHERE = r"errors|config|_version"
 LAWS: dict[str, str] = {
-    r"errors|config|_version|lanes": r"$^",
+    r"errors|config|_version|lanes|clock": r"$^",
     r"ops/.*": r"ops/.*",
     r"layers/.*": r"layers/.*|ops/.*",
     r"objectives": r"layers/.*|ops/.*",

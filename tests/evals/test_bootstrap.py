@@ -17,7 +17,7 @@ def test_values_that_are_all_equal_have_no_width() -> None:
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_law() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, 2000)
+    values = np.random.default_rng(0).normal(3.0, 2.0, 500)
     found = mean_interval(values, resamples=4000, seed=1)
     error = values.std() / math.sqrt(len(values))
     assert found.value == pytest.approx(values.mean(), rel=1e-12)

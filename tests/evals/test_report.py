@@ -190,7 +190,7 @@ def test_figures_that_are_missing_or_below_zero_are_drawn() -> None:
         zero_ablation_ce=None,
     )
     html = page(made, [])
-    assert "below 0" in html and "−0.000200" in html
+    assert "TopK SAE, ≤ 0" in html and "−0.000200" in html
     for svg in svgs(html):
         for points in (e.get("points", "") for e in svg.iter()):
             assert "nan" not in points and "inf" not in points
