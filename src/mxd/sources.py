@@ -36,6 +36,9 @@ HOPELESS_ROWS = 1_000
 NAMED = 100
 """At most this many skipped files are named."""
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a UTF-16 pair: no tokenizer takes it."""
+
 
 class Document(NamedTuple):
     """One text. `id` decides the split (see `text.split_of`)."""
@@ -118,7 +121,7 @@ class Source(ABC):
             reason = "not text"
         elif not text.strip():
             reason = "empty"
-        elif any("\ud800" <= letter <= "\udfff" for letter in text):
+        elif SURROGATE.search(text):
             reason = "not valid Unicode"
         if reason:
             self.skipped.add(name, f"{place}{reason}")
