@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mxd.layers import Sizes
-from mxd.layers.warm_start import gate, output_bias
+from mxd.layers.warm_start import fit_output, gate, output_bias
 from mxd.objectives import norm_weighted, objective, squared
 from mxd.recipes import OURS, PAPER, RECIPES, Recipe
 from mxd.tracking import FiringCounts, Metrics
@@ -172,6 +172,19 @@ def test_a_warm_start_lowers_the_first_loss(kind: str) -> None:
         one = student(kind, replace(OURS, positive_c=True, warm_start_steps=steps))
         losses.append(float(norm_weighted(one.layer(one.inputs(sample)).y, sample.y).detach()))
     assert losses[1] < 0.9 * losses[0]
+
+
+def test_the_fit_never_gets_worse_and_reaches_least_squares() -> None:
+    sample = next(stream(1, 512, seed=99))["h"]
+    layer = student("dense").layer.double()
+    x, y = sample.x.double(), sample.y.double()
+    history = fit_output(layer, x, y, steps=60)
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in zip(history, history[1:], strict=False))
+    code = layer.encode(x)
+    assert code.hidden is not None
+    weights = y.norm(dim=-1, keepdim=True).rsqrt()
+    exact = torch.linalg.lstsq(weights * code.hidden, weights * (y - layer.get_parameter("b"))).solution
+    assert torch.allclose(layer.get_parameter("D"), exact, rtol=1e-6, atol=1e-8)
 
 
 def test_the_host_encoder_is_copied_and_can_be_frozen(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Named recipes: how each kind of student starts and is optimised, the demo, and the paper's 108 layers.
 
 `paper` is the published one. `ours` starts from scratch too, with what was found to help on validation text (docs/log.md
-keeps every arm). `host-encoder` starts MxD and its controls from the host MLP's own encoder: faithful within minutes, as a
+keeps every arm). `host-encoder` gives MxD and its controls the host MLP's own encoder and keeps it: faithful within minutes, as a
 decomposition of the host's decoder into experts over the host's own neurons, and to be read as that.
 """
 

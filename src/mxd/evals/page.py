@@ -13,7 +13,7 @@ _CSS = """
 *{box-sizing:border-box}html{color-scheme:light dark;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}
-main{max-width:1120px;margin:0 auto;padding:36px 20px 64px}
+main{max-width:1260px;margin:0 auto;padding:36px 20px 64px}
 h1{font-size:27px;line-height:1.2;margin:0 0 4px;letter-spacing:-.01em;overflow-wrap:anywhere}
 h2{font-size:20px;margin:44px 0 6px;padding-top:18px;border-top:1px solid var(--rule);overflow-wrap:anywhere}
 h3{font-size:16px;margin:26px 0 4px}
@@ -115,7 +115,8 @@ def _lead(result: Report, students: Sequence[Student]) -> str:
         text += f", {100 * best['ce_recovered']:.1f} % of the MLP's cross-entropy recovered"
     controls = [s for s in ranked if s["is_control"] and s["excess_ce"] <= best["excess_ce"]]
     if controls:
-        text += f". The control {figures.label(controls[0], students)} has {number(controls[0]['excess_ce'])}"
+        name = figures.label(controls[0], students)
+        text += f". The {name[0].lower()}{name[1:]} has {number(controls[0]['excess_ce'])}"
     return text + "."
 
 
