@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -179,7 +180,7 @@ def test_the_fit_never_gets_worse_and_reaches_least_squares() -> None:
     layer = student("dense").layer.double()
     x, y = sample.x.double(), sample.y.double()
     history = fit_output(layer, x, y, steps=60)
-    assert all(later <= earlier * (1 + 1e-9) for earlier, later in zip(history, history[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in itertools.pairwise(history))
     code = layer.encode(x)
     assert code.hidden is not None
     weights = y.norm(dim=-1, keepdim=True).rsqrt()
