@@ -8,12 +8,12 @@ Checks both against float64, then times them in turn; writes benchmarks/results/
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from machine import machine
 
 SHAPES = [(1024, 576, 1536), (2048, 576, 6911), (2048, 1536, 576), (1024, 768, 10_736)]
 """Tokens, width read, width written: the built-in host's MLP, the demo's gate and decoder, the benchmark's gate."""
@@ -58,17 +58,8 @@ def main() -> None:
         )
         print(rows[-1])
     out = Path(__file__).parent / "results" / "gemm-cpu.json"
-    machine = {"processor": _processor(), "torch": torch.__version__, "python": platform.python_version()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from machine import machine
 from torch import Tensor
 
 from mxd.layers import MxD, MxDConfig
@@ -79,9 +79,8 @@ def main() -> None:
     print(json.dumps(row, indent=1))
     known = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
     rows = [r for r in known if (r["shape"], r["gemm"]) != (row["shape"], row["gemm"])] + [row]
-    machine = {"processor": _processor(), "torch": torch.__version__, "python": platform.python_version()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    args.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 def _layer(args: argparse.Namespace) -> MxD:
@@ -112,14 +111,6 @@ def _step(layer: MxD, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor, 
         optimiser.step()
 
     return step
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
