@@ -1,14 +1,16 @@
 # make setup   the virtual environment .venv (re-running costs nothing)
 # make demo    a language model's MLP decomposed, end to end; prints a table and the path of the report
 # make test    the tests, with coverage; make test-slow adds those that take longer
+# make bench   speed, measured and verified on this machine; make bench-peers: against sparsify and SAELens
 # make check   what continuous integration runs: lint, types, tests
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
+PEERS := .venv-peers
 
-.PHONY: setup demo test test-slow lint format types docs bench check clean
+.PHONY: setup demo test test-slow lint format types docs bench bench-peers check clean
 
 setup: $(STAMP)
 
@@ -44,11 +46,24 @@ types: setup
 
 docs: setup
 	$(BIN)/python tools/gen_cli_docs.py
+	$(BIN)/python tools/results_tables.py
 
 bench: setup
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/mxd bench
+	$(BIN)/python tools/results_tables.py
+
+# Beside ours, not in it: what they depend on is none of ours. Torch first, for the reason above.
+$(PEERS)/.setup-stamp: pyproject.toml constraints.txt benchmarks/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r benchmarks/peers.txt
+	@touch $@
+
+bench-peers: setup $(PEERS)/.setup-stamp
+	$(PEERS)/bin/mxd bench peers
+	$(BIN)/python tools/results_tables.py
 
 check: lint types test
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .coverage

@@ -24,6 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.mkdtemp(prefix="mxd-tests-")
     os.environ.update(HF_HOME=home, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    import torch
+
+    if not torch.cuda.is_available():
+        # The kernels run on the CPU then. Triton's own functions read this when triton is imported, which torch.compile may do too.
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from mxd.checkpoint import Run, RunWriter, StudentRecord, check_writable, load, 
 from mxd.errors import RunError
 from mxd.layers import LAYERS, Sizes, SparseLayer, build
 
-SIZES = Sizes(d_in=6, d_out=6, n_units=12, k=3, d_hidden=8, activation="silu", glu=True)
+SIZES = Sizes(d_in=6, d_out=6, n_units=16, k=3, d_hidden=8, activation="silu", glu=True)
 
 
 def record(layer: SparseLayer, name: str = "mxd-k3", hookpoint: str = "layers.1.mlp") -> StudentRecord:
@@ -55,13 +55,13 @@ def test_sparsify_finds_its_own_names_and_keys(kind: str, tmp_path: Path) -> Non
     folder = tmp_path / "run" / f"{kind}-k3" / "layers.1.mlp"
     cfg = json.loads((folder / "cfg.json").read_text())
     assert {k: cfg[k] for k in ("activation", "num_latents", "k", "d_in", "normalize_decoder", "multi_topk")} == {
-        "activation": "topk", "num_latents": 12, "k": 3, "d_in": 6, "normalize_decoder": False, "multi_topk": False,
+        "activation": "topk", "num_latents": 16, "k": 3, "d_in": 6, "normalize_decoder": False, "multi_topk": False,
     }  # fmt: skip
     assert cfg["skip_connection"] is (kind == "skip-transcoder")
     assert cfg["transcode"] is (kind != "topk-sae")
     with safe_open(folder / "sae.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    shapes = {"encoder.weight": (12, 6), "encoder.bias": (12,), "W_dec": (12, 6), "b_dec": (6,)}
+    shapes = {"encoder.weight": (16, 6), "encoder.bias": (16,), "W_dec": (16, 6), "b_dec": (6,)}
     if kind == "skip-transcoder":
         shapes["W_skip"] = (6, 6)
     assert {name: tuple(t.shape) for name, t in tensors.items()} == shapes
@@ -132,7 +132,7 @@ def test_what_is_not_a_run_is_said(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_their_description_are_refused(tmp_path: Path) -> None:
     save_layer(tmp_path, build("mxd", SIZES))
     cfg = json.loads((tmp_path / "cfg.json").read_text())
-    cfg["mxd"]["layer"]["n_units"] = 13
+    cfg["mxd"]["layer"]["n_units"] = 17
     (tmp_path / "cfg.json").write_text(json.dumps(cfg))
     with pytest.raises(RunError, match=r"does not fit its cfg\.json"):
         load(tmp_path)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -86,7 +86,7 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 def one_error_line(said: Said) -> str:
     """The message of a failed command, after checking that it failed in the one way commands fail."""
     assert said.code == 1, said
-    lines = [line for line in said.err.splitlines() if not line.startswith(("training:", "evaluating:"))]
+    lines = [line for line in said.err.splitlines() if not line.startswith(("training:", "evaluating:", "harvesting:"))]
     assert len(lines) == 1, said.err
     assert lines[0].startswith("mxd: error: "), said.err
     assert "Traceback" not in said.err + said.out
@@ -118,24 +118,28 @@ def test_version(mxd_) -> None:
 
 
 def test_every_verb_has_a_function_and_options() -> None:
-    assert list(cli.VERBS) == list(OPTIONS) == ["demo", "train", "eval", "report", "generate", "info", "fetch"]
+    assert list(cli.VERBS) == list(OPTIONS) == ["demo", "harvest", "train", "eval", "report", "generate", "info", "fetch", "bench"]
 
 
 def test_the_options_are_these() -> None:
     """Adding, renaming or dropping an option is a visible act."""
+    reading = set("host revision device dtype text text_column tokens_per_sequence layers tokens sequences_per_read seed".split(" "))  # noqa: SIM905
     shared = {"sequences", "fit_tokens", "split", "students", "bootstrap", "permutations", "seed", "device"}
     assert {verb: set(options.__dataclass_fields__) for verb, options in OPTIONS.items()} == {
         "demo": {"out", "tokens", "passes", "seed", "overwrite"},
+        "harvest": {"out", *reading, "store", "tokens_per_shard", "overwrite"},
         "train": set(TrainConfig.__dataclass_fields__),
         "eval": {"run", *shared},
         "report": {"run", "split"},
-        "generate": {"run", "prompt", "new_tokens", "students", "temperature", "seed", "device"},
+        "generate": {"run", "prompt", "new_tokens", "students", "temperature", "seed", "static", "compile", "device"},
         "info": {"what", "revision"},
         "fetch": {"names"},
+        "bench": {"names", "out", "device", "threads", "runs", "quick", "host", "text"},
     }
     training = """
         out host revision device dtype text text_column tokens_per_sequence layers kinds k budget sizes recipe tokens passes tokens_per_step
-        buffer_tokens sequences_per_read lr warmup_steps schedule loss random_k seed log_every_steps probe_every_steps overwrite
+        buffer_tokens sequences_per_read lr warmup_steps schedule loss random_k seed log_every_steps probe_every_steps overwrite activations
+        aux_weight aux_k dead_after_tokens precision gate scores_mib recompute deterministic
     """
     assert set(TrainConfig.__dataclass_fields__) == set(training.split())
 
@@ -517,6 +521,34 @@ def test_generate_some_students_and_bad_lengths(mxd_, trained: Path) -> None:
     assert "expected" in one_error_line(mxd_("generate", trained, "--new-tokens", 0))
 
 
+def test_generate_with_fixed_shapes_and_compiled(mxd_, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mxd import decoding
+
+    command = ("generate", trained, "--new-tokens", 6, "--prompt", "the public", "--students", "mxd-k4")
+    plain, taken = mxd_(*command), list[dict[str, Any]]()
+    real = decoding.Decoder.extend
+
+    def extend(self: decoding.Decoder, prompts: list[list[int]], **how: Any) -> list[list[int]]:
+        taken.append(how)
+        return real(self, prompts, **how)
+
+    monkeypatch.setattr(decoding.Decoder, "extend", extend)
+    monkeypatch.setattr(decoding, "BACKEND", "eager")
+    assert mxd_(*command, "--static") == mxd_(*command, "--compile") == plain
+    assert [(how["static"], how["compiled"]) for how in taken] == [(True, False)] * 2 + [(False, True)] * 2
+
+
+def test_generate_without_a_compiler(mxd_, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder, exc
+
+    def nothing() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", nothing)
+    line = one_error_line(mxd_("generate", trained, "--new-tokens", 2, "--compile"))
+    assert line.startswith("--compile needs a C++ compiler | expected g++") and line.endswith("next: install one, or leave out --compile")
+
+
 def test_fetch_says_what_and_where(mxd_, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from mxd import assets
 
@@ -556,6 +588,70 @@ def test_fetch_without_a_network(mxd_, monkeypatch: pytest.MonkeyPatch, tmp_path
 def _without_progress(said: Said) -> tuple[int, str, str]:
     kept = [line for line in said.err.splitlines() if not line.startswith("mxd: fetching")]
     return said.code, said.out, "\n".join(kept)
+
+
+# --- cached activations --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def activations(host: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of layer 1."""
+    out = tmp_path_factory.mktemp("activations") / "small"
+    command = ["harvest", "--out", out, "--host", host, "--text", texts, "--layers", 1, "--tokens", 4096, "--tokens-per-shard", 2048]
+    assert cli.main([str(arg) for arg in command]) == 0
+    return out
+
+
+def test_harvest_says_what_it_needs_and_what_is_next(mxd_, host: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    said = mxd_("harvest", "--out", out, "--host", host, "--text", texts, "--layers", 1, 2, "--tokens", 4000, "--store", "bfloat16")
+    assert said.code == 0, said.err
+    lines = said.err.splitlines()
+    assert lines[0] == f"mxd: {out} will take 1 MiB: 4,096 tokens x (16 + 16) + (16 + 16) numbers, bfloat16"
+    assert lines[-1].startswith("harvesting: 4,096 of 4,096 tokens, ") and "tokens/s, 0 s left" in lines[-1]
+    assert f"{out}: finished, host {host}, 4,096 tokens of layers.1.mlp, layers.2.mlp in bfloat16" in said.out
+    assert said.out.endswith(f"next: mxd train --activations {out}\n")
+    assert "--overwrite" in one_error_line(mxd_("harvest", "--out", out, "--host", host, "--text", texts))
+
+
+def test_train_from_activations_is_train_from_the_host(mxd_, activations: Path, trained: Path, tmp_path: Path) -> None:
+    rest = [*SMALL[:6], "--log-every-steps", 4, "--kinds", "mxd", "topk-sae", "dense", "--tokens", 4096]
+    said = mxd_("train", "--activations", activations, "--out", tmp_path / "run", *rest)
+    assert said.code == 0, said.err
+    for name in ("mxd-k4", "topk-sae-k4", "dense"):
+        (weights,) = (tmp_path / "run" / name).rglob("*.safetensors")
+        assert weights.read_bytes() == (trained / weights.relative_to(tmp_path / "run")).read_bytes()
+    said = mxd_("eval", tmp_path / "run", "--sequences", 8, "--fit-tokens", 1024, "--bootstrap", 20, "--permutations", 1)
+    assert said.code == 0, said.err
+
+
+def test_info_about_activations(mxd_, activations: Path, host: Path) -> None:
+    assert mxd_("info", activations) == (0, f"{activations}: finished, host {host}, 4,096 tokens of layers.1.mlp in float32\n", "")
+
+
+def test_what_is_no_folder_of_activations(mxd_, trained: Path, tmp_path: Path) -> None:
+    for folder, words in ((trained, "holds no cached activations"), (tmp_path / "nowhere", "does not exist")):
+        line = one_error_line(mxd_("train", "--activations", folder, "--out", tmp_path / "run"))
+        assert words in line and f"next: mxd harvest --out {folder}" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_against_the_activations(mxd_, activations: Path, tmp_path: Path) -> None:
+    for args, words in (
+        (["--host", "gpt2"], "--host contradicts --activations"),
+        (["--layers", 2], "holds no activations of 2"),
+        (["--tokens", 5000], "expected --tokens of at most 4,096"),
+    ):
+        given = args if args[0] == "--tokens" else [*args, "--tokens", 4096]
+        assert words in one_error_line(mxd_("train", "--activations", activations, "--out", tmp_path / "run", *given))
+
+
+def test_a_shard_that_was_changed_is_one_line(mxd_, activations: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(activations, tmp_path / "cache"))
+    shard = folder / "train" / "layers.1.mlp" / "00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x07")
+    line = one_error_line(mxd_("train", "--activations", folder, "--out", tmp_path / "run", "--tokens", 4096, *SMALL[:6]))
+    assert f"{shard} was changed" in line
 
 
 # --- the demo -----------------------------------------------------------------------------------------------------------------------

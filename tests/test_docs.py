@@ -13,12 +13,13 @@ from typing import NamedTuple
 import pytest
 
 from mxd import assets, cli, sources
+from mxd.bench import BENCHMARKS
 from mxd.options import OPTIONS
 from tests import small
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PLACEHOLDERS = {"RUN", "NAME", "VERB", "HOST", "DIR"}
 
 
@@ -158,8 +159,8 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}"
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gen_cli_docs", ROOT / "tools" / "gen_cli_docs.py")
+def generator(name: str = "gen_cli_docs") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -173,6 +174,19 @@ def test_the_page_of_the_command_line_is_up_to_date() -> None:
         assert f"## mxd {verb}\n" in page
     assert "\x1b" not in page, "no colour"
     assert str(Path.home()) not in page, "nothing of this machine"
+
+
+def test_tables_and_plots_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    made = generator("results_tables").render()
+    assert {path.name for path in made} >= {"README.md", "results.md"}
+    for path, text in made.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make docs`"
+    benchmarks = made[ROOT / "benchmarks" / "README.md"]
+    for name in BENCHMARKS:
+        assert f"<!-- {name} -->" in benchmarks
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        assert f"results/{path.name}" in benchmarks, "a file of results that no table shows"
 
 
 def test_the_page_does_not_depend_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -291,6 +291,27 @@ def test_linears_of_a_float32_cpu_host_go_through_the_gemm(tiny_host: Callable[.
     assert all(isinstance(m, nn.Linear) for m in (host.model.lm_head, host.mlp(0).get_submodule("up_proj")))
 
 
+def test_gpt2s_linear_maps_go_through_the_gemm_too(tiny_host: Callable[..., Host], monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    host, ids = tiny_host("gpt2"), tokens()
+    maps = [module for module in host.model.modules() if isinstance(module, Conv1D)]
+    assert len(maps) == 3 * 4 and all(type(m) is not Conv1D and type(m).__name__ == "Conv1D" for m in maps)
+    calls: list[tuple[int, ...]] = []
+    real = gemm.linear
+    monkeypatch.setattr(gemm, "linear", lambda x, w, b=None: (calls.append(tuple(w.shape)), real(x, w, b))[1])
+    routed = host.logits(ids)
+    assert sorted(calls) == sorted([tuple(m.weight.shape[::-1]) for m in maps] + [(VOCAB, 32)])
+    for m, rows in ((m, rows) for m in maps for rows in (1, 2, 7)):
+        x = torch.randn(rows, m.nx, generator=torch.Generator().manual_seed(rows))  # one row takes another path than several
+        own = Conv1D.forward(m, x)
+        assert m(x).shape == own.shape and (m(x) - own).norm() < 1e-6 * own.norm()
+        assert m(x[None]).shape == (1, *own.shape)
+    for m in maps:
+        m.__class__ = Conv1D
+    assert (host.logits(ids) - routed).norm() < 1e-6 * routed.norm()
+
+
 # replacing
 
 

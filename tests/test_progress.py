@@ -37,3 +37,19 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         bar.update(10, "the end")
     said = capsys.readouterr().err
     assert "training" in said and "the end" in said
+
+
+def test_a_note_that_costs_is_asked_for_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = 100.0, list[float]()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with Bar("training", 1000, "tokens", quiet=True) as bar:
+
+        def note() -> str:
+            asked.append(now)
+            return "a note"
+
+        for _ in range(20):
+            bar.update(1, note)
+            now += 0.125
+        bar.update(1000, note)
+    assert asked == pytest.approx([100.0, 100.5, 101.0, 101.5, 102.0, 102.5])

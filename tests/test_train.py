@@ -8,14 +8,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from mxd.layers import Sizes
-from mxd.layers.warm_start import fit_output, gate, output_bias
+from mxd.layers import Code, Sizes
+from mxd.layers.warm_start import fit_output, output_bias
 from mxd.objectives import norm_weighted, objective, squared
 from mxd.recipes import OURS, PAPER, RECIPES, Recipe
 from mxd.tracking import FiringCounts, Metrics
@@ -35,7 +35,7 @@ class HostEncoder(NamedTuple):
     b_gate: Tensor | None
 
 
-SIZES = Sizes(d_in=8, d_out=8, n_units=24, k=4, d_hidden=12)
+SIZES = Sizes(d_in=8, d_out=8, n_units=25, k=4, d_hidden=12)
 FAST = Recipe("fast", learning_rate=1e-2, warmup_steps=0, schedule="constant")
 
 
@@ -143,7 +143,7 @@ def test_a_centred_gate_starts_with_scores_of_mean_zero(kind: str) -> None:
     means = {}
     for centre in (False, True):
         one = student(kind, replace(FAST, centre=centre))
-        found = gate(one.layer)
+        found = one.layer.units()
         assert found is not None
         inputs = one.inputs(sample)[1:]
         if kind == "topk-sae":
@@ -206,7 +206,7 @@ def test_balance_brings_back_a_silent_unit_and_lowers_a_loud_one() -> None:
     moved: dict[bool, Tensor] = {}
     for balance in (False, True):
         one = student(recipe=replace(FAST, learning_rate=0.0, balance=balance))
-        found = gate(one.layer)
+        found = one.layer.units()
         assert found is not None
         with torch.no_grad():
             found[1][0], found[1][1] = -100.0, 100.0
@@ -253,3 +253,63 @@ def test_firing_counts_by_hand() -> None:
 def test_probes_are_taken_and_written(tmp_path: Path) -> None:
     rows = run([student()], tmp_path, probe=lambda s: {"fvu": math.nan, "steps": s.steps}, probe_every_steps=20)
     assert [row["probe"] for row in rows if "probe" in row] == [{"fvu": None, "steps": s} for s in (1, 20, 40)]
+
+
+def test_the_auxiliary_loss_revives_dead_units(tmp_path: Path) -> None:
+    shares: dict[float, float] = {}
+    for weight in (0.0, 1 / 32):
+        one = student("transcoder", steps=300, aux_weight=weight, aux_k=4, dead_after_tokens=640)
+        with torch.no_grad():
+            one.layer.get_parameter("b_enc")[:12].sub_(2.5)  # half of the latents hardly win a comparison any more
+        run([one], tmp_path, steps=300)
+        shares[weight] = len(one.counts.dead(640)) / one.layer.n_units
+    assert shares[0.0] > 0.4
+    assert shares[1 / 32] < shares[0.0]
+
+
+def test_without_dead_units_the_auxiliary_loss_changes_nothing(tmp_path: Path) -> None:
+    plain, armed = student(), student(aux_weight=1.0, aux_k=4, dead_after_tokens=10**9)
+    for one in (plain, armed):
+        run([one], tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(plain.layer.parameters(), armed.layer.parameters(), strict=True))
+
+
+def test_the_options_of_the_auxiliary_loss_do_something(tmp_path: Path) -> None:
+    def weights(**changes: float) -> Tensor:
+        options: dict[str, Any] = {"aux_weight": 0.1, "aux_k": 4, "dead_after_tokens": 64, **changes}
+        one = student("transcoder", **options)
+        with torch.no_grad():
+            one.layer.get_parameter("b_enc")[:12].sub_(2.5)
+        run([one], tmp_path)
+        return one.layer.get_parameter("W_dec").detach()
+
+    base = weights()
+    assert torch.equal(base, weights())
+    for change in ({"aux_weight": 0.2}, {"aux_k": 2}, {"dead_after_tokens": 640}):
+        assert not torch.equal(base, weights(**change)), change
+
+
+def test_units_are_dead_after_so_many_silent_tokens() -> None:
+    counts = FiringCounts(3, torch.device("cpu"))
+    fires = Code(torch.tensor([[1.0, 0.0], [2.0, 1.0]]), torch.tensor([[0, 1], [0, 2]]), None)
+    counts.add(fires)
+    assert counts.total.tolist() == [2, 0, 1]
+    counts.add(Code(torch.tensor([[1.0]]), torch.tensor([[2]]), None))
+    assert counts.silent.tolist() == [1, 3, 0]
+    assert counts.dead(1).tolist() == [0, 1] and counts.dead(2).tolist() == [1] and counts.dead(4).tolist() == []
+
+
+def test_a_broken_loss_seen_late_has_changed_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where the loss is looked at every few steps."""
+    monkeypatch.setattr(Student, "_looks", lambda self: self.steps % 16 == 0)
+    one, twin = student(recipe=replace(FAST, balance=True)), student(recipe=replace(FAST, balance=True))
+    batches = [batch["h"] for batch in stream(20)]
+    for batch in batches[:5]:
+        one.step(batch)
+        twin.step(batch)
+    for batch in batches[5:]:
+        one.step(Batch(batch.x, batch.y * math.nan, batch.first))
+        if one.stopped:
+            break
+    assert one.stopped is not None and one.stopped.startswith("the loss became nan")
+    assert all(torch.equal(a, b) for a, b in zip(one.layer.parameters(), twin.layer.parameters(), strict=True))

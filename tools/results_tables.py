@@ -1,8 +1,9 @@
-"""Writes the tables of docs/results.md and README.md from docs/results/*.json, the reports of their runs.
+"""Writes the tables of docs/results.md and README.md from docs/results/*.json, the reports of their runs, and those about speed
+and the plots from benchmarks/results/*.json (see bench_tables.py).
 
     python tools/results_tables.py
 
-What stands between the marks in the two pages is replaced; the text around them is written by hand.
+What stands between the marks in the pages is replaced; the text around them is written by hand.
 """
 
 from __future__ import annotations
@@ -13,30 +14,43 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import bench_tables
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "results.md"
 README = DOCS.parent / "README.md"
-ORDER = ("mxd", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive")
+ORDER = ("mxd", "mxd-pk", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive")
 
 
 def main() -> None:
+    for path, text in render().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def render() -> dict[Path, str]:
+    """Every file this writes, with its text."""
     reports = [_read(path) for path in sorted((DOCS / "results").glob("*-seed*.json"))]
     tables = {recipe: _table(reports, recipe) for recipe in ("ours", "host-encoder", "paper")}
-    _fill(PAGE, {**tables, "routing": _routing(reports)})
-    _fill(README, {"demo": _demo(_read(DOCS / "results" / "demo.json"))})
+    return {
+        PAGE: _filled(PAGE, {**tables, "routing": _routing(reports), **{mark: _study(mark) for mark in STUDIES}}),
+        README: _filled(README, {"demo": _demo(_read(DOCS / "results" / "demo.json")), "speed": bench_tables.targets()}),
+        bench_tables.PAGE: _filled(bench_tables.PAGE, bench_tables.tables()),
+        **bench_tables.plots(),
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _fill(page: Path, tables: dict[str, str]) -> None:
+def _filled(page: Path, tables: dict[str, str]) -> str:
     text = page.read_text(encoding="utf-8")
     for mark, table in tables.items():
         text, found = re.subn(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
         if found != 1:
             raise SystemExit(f"{page} has {found} places marked {mark}")
-    page.write_text(text, encoding="utf-8")
+    return text
 
 
 def _demo(report: dict[str, Any]) -> str:
@@ -87,6 +101,32 @@ def _routing(reports: list[dict[str, Any]]) -> str:
             intervals = " | ".join(_interval(r[m]) for m in ("n_r", "g_r", "id"))
             rest = " | ".join(_small(r[m]) for m in ("fvu", "fvu_null", "fvu_dense", "fvu_best_constant"))
             lines.append(f"| {recipe} | {student['seed']} | {intervals} | {rest} |")
+    return "\n".join(lines)
+
+
+STUDIES = {
+    "auxk": {"study-auxk-off.json": "without", "study-auxk-on.json": "with AuxK"},
+    "gates": {"study-gates.json": ""},
+    "precision": {"study-auxk-off.json": "fp32", "study-bf16.json": "bf16"},
+}
+"""Mark of docs/results.md -> reports that stand in its table, and what is said of each."""
+
+
+def _study(mark: str) -> str:
+    """One line a student that every report of the study has, the reports under each other."""
+    reports = {said: _read(DOCS / "results" / name) for name, said in STUDIES[mark].items() if (DOCS / "results" / name).is_file()}
+    if len(reports) < len(STUDIES[mark]):
+        return "Not measured."
+    shared = set.intersection(*({s["name"] for s in report["students"]} for report in reports.values()))
+    lines = ["| student | | units | parameters | excess CE, nats [95 %] | FVU | dead | busiest |", "|---|---|---|---|---|---|---|---|"]
+    for name in [s["name"] for s in next(iter(reports.values()))["students"] if s["name"] in shared]:
+        for said, report in reports.items():
+            s = next(s for s in report["students"] if s["name"] == name)
+            low, high = s["excess_ce_ci95"]
+            lines.append(
+                f"| {name} | {said} | {s['n_units']:,} | {s['params'] / 1e6:.1f} M | {s['excess_ce']:.4f} [{low:.4f}, {high:.4f}] "
+                f"| {s['fvu']:.4f} | {100 * s['dead_fraction']:.1f} % | {s['max_firing_frequency']:.2f} |"
+            )
     return "\n".join(lines)
 
 

@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .cache import Cache
     from .checkpoint import Run, load
-    from .config import EvalConfig, GenerateConfig, TrainConfig
+    from .config import EvalConfig, GenerateConfig, HarvestConfig, TrainConfig
     from .errors import MxdError
     from .host import Host
     from .layers import Additive, Dense, MxD, SkipTranscoder, SparseLayer, TopKSAE, Transcoder
-    from .pipeline import evaluate, train
+    from .pipeline import evaluate, harvest, train
     from .text import Corpus
 
 __all__ = [
     "Additive",
+    "Cache",
     "Corpus",
     "Dense",
     "EvalConfig",
     "GenerateConfig",
+    "HarvestConfig",
     "Host",
     "MxD",
     "MxdError",
@@ -38,15 +41,17 @@ __all__ = [
     "Transcoder",
     "__version__",
     "evaluate",
+    "harvest",
     "load",
     "train",
 ]
 
 _HOME = {
     **dict.fromkeys(("Additive", "Dense", "MxD", "SkipTranscoder", "SparseLayer", "TopKSAE", "Transcoder"), "layers"),
-    **dict.fromkeys(("EvalConfig", "GenerateConfig", "TrainConfig"), "config"),
+    **dict.fromkeys(("EvalConfig", "GenerateConfig", "HarvestConfig", "TrainConfig"), "config"),
     **dict.fromkeys(("Run", "load"), "checkpoint"),
-    **dict.fromkeys(("evaluate", "train"), "pipeline"),
+    **dict.fromkeys(("evaluate", "harvest", "train"), "pipeline"),
+    "Cache": "cache",
     "Corpus": "text",
     "Host": "host",
     "MxdError": "errors",

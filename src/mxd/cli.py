@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from ._version import __version__
-from .config import EvalConfig, GenerateConfig, TrainConfig
+from .config import BenchConfig, EvalConfig, GenerateConfig, HarvestConfig, TrainConfig
 from .errors import ConfigError, MxdError, RunError, nearest
 from .options import (
     OPTIONS,
+    BenchOptions,
     DemoOptions,
     EvalOptions,
     FetchOptions,
@@ -64,6 +65,14 @@ def demo(options: DemoOptions) -> None:
     print(tables.time_line(_time_split(run, trained - began, ended - trained)))
 
 
+def harvest(config: HarvestConfig) -> None:
+    from . import pipeline
+
+    cache = pipeline.harvest(config)
+    print(cache.summary())
+    print(f"next: mxd train --activations {cache.path}")
+
+
 def train(config: TrainConfig) -> None:
     from . import pipeline
 
@@ -98,7 +107,8 @@ def generate(options: GenerateOptions) -> None:
     records = [run.student(name) for name in config.students] or run.students
     made = run.info["config"]
     host = Host.load(made["host"], revision=made["revision"], device=config.device, dtype=made["dtype"])
-    settings: dict[str, Any] = {"new_tokens": config.new_tokens, "temperature": config.temperature, "seed": config.seed}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("new_tokens", "temperature", "seed", "static")}
+    settings["compiled"] = config.compile
     own = host.generate(config.prompt, **settings)
 
     def decode(ids: Sequence[int]) -> str:
@@ -122,6 +132,10 @@ def info(options: InfoOptions) -> None:
         from .checkpoint import Run
 
         return _print_run(Run.open(path))
+    if (path / "manifest.json").is_file():
+        from .cache import Cache
+
+        return print(Cache.open(path).summary())
     if path.is_dir() and not (path / "config.json").is_file():
         raise RunError(f"{path} is neither a run nor a host", expected="a folder with run.json (run) or config.json (host)", got="neither")
     if not path.exists() and path.parent != Path() and path.parent.is_dir():
@@ -147,14 +161,24 @@ def fetch(options: FetchOptions) -> None:
         print(f"{name}: {package.what}, {package.bytes / 1e6:.1f} MB, {package.licence}\n  {path}")
 
 
+def bench(options: BenchOptions) -> None:
+    from . import tables
+    from .bench.run import run
+
+    console = tables.console()
+    run(narrowed(options, BenchConfig), lambda name, rows: console.print(tables.bench_table(name, rows)))
+
+
 VERBS: dict[str, Callable[[Any], None]] = {
     "demo": demo,
+    "harvest": harvest,
     "train": train,
     "eval": evaluate,
     "report": report,
     "generate": generate,
     "info": info,
     "fetch": fetch,
+    "bench": bench,
 }
 
 

@@ -8,10 +8,50 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS: tuple[str, ...] = ("mxd", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive")
+KINDS: tuple[str, ...] = ("mxd", "mxd-pk", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive")
 """Every kind of layer, in the order of the tables; the last two are controls."""
 CONTROLS: tuple[str, ...] = ("dense", "additive")
 """Kinds trained beside the others to show what the experts and the product add; no claim to sparsity."""
+
+STORES: tuple[str, ...] = ("float32", "bfloat16", "float16")
+"""Number formats in which activations can be cached."""
+
+
+@dataclass(frozen=True)
+class HarvestConfig:
+    """Write what MLPs of a host receive and return on training text to disk, to train from as often as wanted (mxd train --activations)."""
+
+    out: Path = Path("runs/activations")
+    """Folder to write. Activations that are there are never overwritten unless --overwrite is given."""
+    host: str = "smollm2"
+    """Host model: the built-in `smollm2`, a Hugging Face id, a local folder, or a .gguf file."""
+    revision: str | None = None
+    """Git revision of a Hugging Face host (branch, tag or commit)."""
+    device: str = "auto"
+    """Where to run: cpu, cuda, cuda:N, mps; auto takes cuda when there is one."""
+    dtype: str = "float32"
+    """Number format in which the host runs: float32, bfloat16 or float16."""
+    text: tuple[str, ...] = ("sotu", "wiki-en")
+    """Training text: built-in corpora (sotu, wiki-en, wiki-fr, wiki-es, news), files or folders (.txt, .jsonl, .parquet),
+    or Hugging Face datasets by name (streamed)."""
+    text_column: str = "text"
+    """Field that holds the text in .jsonl, .parquet and Hugging Face datasets."""
+    tokens_per_sequence: int = 128
+    """Length of the packed sequences, in tokens, BOS included."""
+    layers: tuple[str, ...] = ("8",)
+    """MLPs to harvest: layer numbers (8) or hookpoints (layers.8.mlp)."""
+    tokens: int = 1_000_000
+    """Training tokens to read from the host and store."""
+    sequences_per_read: int = 8
+    """Sequences the host reads at once."""
+    seed: int = 0
+    """Seed of the text order."""
+    store: str = "float32"
+    """Number format on disk: float32 (training from it gives the bits of streaming from the host), bfloat16 or float16 (half the disk)."""
+    tokens_per_shard: int = 262_144
+    """Tokens in one file, rounded down to whole reads of the host; what is lost, at most, when a harvest is interrupted."""
+    overwrite: bool = False
+    """Replace the activations in the same folder; they are removed before the first new one is written."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +60,9 @@ class TrainConfig:
 
     out: Path = Path("runs/train")
     """Run folder to write. A finished run there is never overwritten unless --overwrite is given."""
+    activations: Path | None = None
+    """Folder that `mxd harvest` wrote: train from it instead of the host. Its host, text and sequences hold; of its layers, all are
+    trained, or those that --layers names."""
     host: str = "smollm2"
     """Host model: the built-in `smollm2`, a Hugging Face id, a local folder, or a .gguf file."""
     revision: str | None = None
@@ -35,10 +78,11 @@ class TrainConfig:
     """Field that holds the text in .jsonl, .parquet and Hugging Face datasets."""
     tokens_per_sequence: int = 128
     """Length of the packed sequences, in tokens, BOS included."""
-    layers: tuple[str, ...] = ("8",)
-    """MLPs to replace: layer numbers (8) or hookpoints (layers.8.mlp)."""
+    layers: tuple[str, ...] = ()
+    """MLPs to replace: layer numbers (8) or hookpoints (layers.8.mlp). Default: 8, or all that --activations holds."""
     kinds: tuple[str, ...] = ("mxd", "transcoder", "skip-transcoder", "topk-sae")
-    """Kinds to train: mxd, transcoder, skip-transcoder, topk-sae, and the controls dense and additive."""
+    """Kinds to train: mxd, mxd-pk (the same with a product-key gate), transcoder, skip-transcoder, topk-sae, and the controls dense
+    and additive."""
     k: tuple[int, ...] = (32,)
     """Units active per token; several values give one student each (controls with a K follow; dense has none)."""
     budget: str = "16x"
@@ -65,6 +109,25 @@ class TrainConfig:
     """After warm-up: constant, or linear (decay to zero at the last step); default: the recipe's."""
     loss: str = "norm-weighted"
     """norm-weighted: mean of |y - y_hat|^2 / |y| (the paper's); squared: mean of |y - y_hat|^2."""
+    aux_weight: float | None = None
+    """Weight of the auxiliary loss (AuxK), by which units that stopped firing learn from what is left of the error; 0: none;
+    default: the recipe's. The dense control and mxd-pk have no units of their own to revive."""
+    aux_k: int | None = None
+    """Dead units that the auxiliary loss uses per token; default: half of the MLP's input width."""
+    dead_after_tokens: int | None = None
+    """A unit is dead once it has not fired for so many tokens; default: a tenth of the run's, at most ten million."""
+    precision: str = "auto"
+    """Of the dense products in training: fp32, tf32 or bf16 (operands rounded, sums and parameters float32); auto: bf16 on GPUs that
+    have it, fp32 elsewhere."""
+    gate: str = "full"
+    """full: the K largest of all scores; screened: the same K units, found from bfloat16 bounds and proved."""
+    scores_mib: float | None = None
+    """Largest block of gate scores (tokens x units) held at once, in MiB; the tokens of a step are taken in slices to fit. Default: 32
+    on a CPU, 512 on a GPU."""
+    recompute: bool = False
+    """Hold no hidden vectors of MxD and the controls between forward and backward pass; compute them again: less memory, more time."""
+    deterministic: bool = False
+    """On a GPU: same seed, same bits, at some cost in time. The CPU is always deterministic."""
     random_k: bool = False
     """Draw K uniformly from K/2 to 3K/2 at every training step (removes the shared expert)."""
     seed: int = 0
@@ -113,5 +176,32 @@ class GenerateConfig:
     """0 is greedy; above, tokens are sampled at this temperature, with the same noise in every lane."""
     seed: int = 0
     """Seed of the sampling; without effect at temperature 0."""
+    static: bool = False
+    """Keep to fixed shapes: a KV cache of a fixed size, the prompt padded to a multiple of 32 tokens."""
+    compile: bool = False
+    """Put the one-token step through torch.compile, with fixed shapes: minutes per lane at first, faster steps from then on."""
     device: str = "auto"
     """Where to run."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure speed: every rival in turn in one process, each result verified before it is timed; medians, as tables and as JSON."""
+
+    names: tuple[str, ...] = ()
+    """Benchmarks to run: gemm, ops, train_step, scaling, gate, frontier, cache, whole, generation, peers. Default: all that can run
+    here."""
+    out: Path | None = None
+    """Folder for NAME-DEVICE.json; rows measured again replace the old ones. Default: benchmarks/results, and nothing with --quick."""
+    device: str = "auto"
+    """Where to run: cpu or cuda; auto takes cuda when there is one."""
+    threads: int = 2
+    """CPU threads, the same for all rivals."""
+    runs: int = 5
+    """Runs behind every median, after one or more that warm up."""
+    quick: bool = False
+    """Tiny shapes: shows within seconds that everything runs; the figures mean nothing."""
+    host: str = "smollm2"
+    """Host model of frontier, cache and generation: the built-in `smollm2`, a local folder, or a .gguf file."""
+    text: tuple[str, ...] = ("sotu", "wiki-en")
+    """Training text of frontier and cache: built-in corpora, files or folders."""

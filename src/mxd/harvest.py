@@ -28,6 +28,10 @@ class Batch(NamedTuple):
         """The rows at `index`."""
         return Batch(self.x[index], self.y[index], self.first[index])
 
+    def to(self, device: torch.device) -> Batch:
+        """The rows on `device`; from page-locked memory the copy runs beside what the device is doing."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
 
 def read_blocks(host: Host, blocks: Iterable[TokenBlock], hookpoints: Sequence[str]) -> Iterator[dict[str, Batch]]:
     """One batch per block and hookpoint, tokens in the order of the text. Lazy: the host reads when the next batch is asked for.

@@ -6,22 +6,22 @@ MLPs are found by structure (see `mxd.sites`), so a new family of models needs n
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from . import assets
+from . import assets, fingerprints, products
+from .decoding import Decoder
+from .decoding import Generated as Generated
 from .errors import ConfigError, HostError, nearest
-from .ops import gemm
 from .sites import Activations as Activations
 from .sites import MLPSite as MLPSite
 from .sites import MLPWeights as MLPWeights
@@ -31,17 +31,6 @@ BUILT_IN = "smollm2"
 KNOWN = (BUILT_IN, "gpt2", "EleutherAI/pythia-410m", "EleutherAI/pythia-1.4b", "meta-llama/Llama-3.2-3B")
 """Names suggested when another is not found: the built-in host and the paper's."""
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Generated(NamedTuple):
-    """One continuation."""
-
-    prompt_ids: list[int]
-    """The prompt as the host read it, BOS first where the tokenizer has one."""
-    new_ids: list[int]
-    """The tokens added; shorter than asked for when the last is an end-of-text token."""
-    text: str
-    """The added tokens as text, without the prompt and without special tokens."""
 
 
 class Host:
@@ -64,16 +53,15 @@ class Host:
         model.eval().requires_grad_(False)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self._fingerprint = fingerprint or (lambda: _digest_tensors(model.state_dict()))
+        self._fingerprint = fingerprint or (lambda: fingerprints.of_tensors(model.state_dict()))
         if self.device.type == "cpu" and self.dtype == torch.float32:
-            for module in model.modules():
-                if type(module) is nn.Linear:
-                    module.__class__ = _Linear  # the same object and parameters; only `forward` differs
+            products.route(model)
         found = find_sites(model, name)
         self.d_model: int = found.d_model
         self.sites: list[MLPSite] = [site for site, _ in found.sites]
         self._layouts = {site.hookpoint: layout for site, layout in found.sites}
         self._mlps: dict[str, nn.Module] = {site.hookpoint: model.get_submodule(site.module) for site in self.sites}
+        self._decoder = Decoder(model, self._static_cache)
 
     @classmethod
     def load(cls, name: str, *, revision: str | None = None, device: str = "auto", dtype: str = "float32") -> Host:
@@ -92,14 +80,14 @@ class Host:
         """
         if dtype not in DTYPES:
             raise ConfigError("unknown dtype", expected=nearest(dtype, DTYPES), got=dtype)
-        where = _device(device)
+        where = find_device(device)
         source, gguf, local = _resolve(name)
         if local and revision is not None:
             raise ConfigError("a revision is only for hosts from the Hugging Face hub", got=f"revision {revision} for {name}")
         model, tokenizer, commit = _pretrained(name, source, gguf, revision, DTYPES[dtype])
         if local:
-            files = [Path(source) / gguf] if gguf else _weight_files(Path(source))
-            return cls(model.to(where), tokenizer, name=name, fingerprint=lambda: _digest_files(files))
+            files = [Path(source) / gguf] if gguf else fingerprints.weight_files(Path(source))
+            return cls(model.to(where), tokenizer, name=name, fingerprint=lambda: fingerprints.of_files(files))
         return cls(model.to(where), tokenizer, name=name, revision=revision, fingerprint=(lambda: commit) if commit else None)
 
     @classmethod
@@ -107,7 +95,7 @@ class Host:
         """A host from a transformers causal LM already in memory, on its own device and in its own dtype.
 
         The model is put in evaluation mode, its parameters stop requiring gradients, and on a float32 CPU its
-        ``nn.Linear`` modules multiply by `mxd.ops.gemm`.
+        linear maps multiply by `mxd.ops.gemm`.
         """
         return cls(model, tokenizer, name=name)
 
@@ -213,38 +201,48 @@ class Host:
         """The text of `ids`, without special tokens, otherwise to the letter."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def generate(self, prompt: str, *, new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Generated:
-        """Continue `prompt` (BOS first where the tokenizer has one) until `new_tokens` or an end-of-text token.
+    def generate(
+        self, prompt: str, *, new_tokens: int, temperature: float = 0.0, seed: int = 0, static: bool = False, compiled: bool = False
+    ) -> Generated:
+        """`generate_batch` of one prompt, with its options and errors."""
+        how: dict[str, Any] = {"temperature": temperature, "seed": seed, "static": static, "compiled": compiled}
+        return self.generate_batch([prompt], new_tokens=new_tokens, **how)[0]
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        static: bool = False,
+        compiled: bool = False,
+    ) -> list[Generated]:
+        """Continue each prompt (BOS first where the tokenizer has one) until `new_tokens` or an end-of-text token, all in one batch.
 
         Temperature 0 takes the likeliest token. Above, argmax(logits / temperature + Gumbel noise) samples from the softmax;
-        the noise depends on the seed and the step only, so that two hosts with the same seed differ only where their logits do.
+        the noise depends on the seed and the step only, so that two hosts with the same seed differ only where their logits do,
+        and a prompt is continued in a batch as it is alone. `static` keeps to fixed shapes, `compiled` puts the one-token step
+        through torch.compile as well (see `mxd.decoding`); both give the same continuations up to rounding.
 
         Raises:
-            ConfigError: new_tokens < 1, temperature < 0, or an empty prompt without BOS.
-            HostError: longer than the host can read.
+            ConfigError: new_tokens < 1, temperature < 0, an empty prompt without BOS, or nothing to compile with.
+            HostError: longer than the host can read, or a step that cannot be compiled.
         """
         if new_tokens < 1 or not temperature >= 0:
             got = f"{new_tokens} and {temperature:g}"
             raise ConfigError("impossible generation", expected="new_tokens >= 1 and temperature >= 0", got=got)
         bos = self.tokenizer.bos_token_id
-        prompt_ids = ([] if bos is None else [int(bos)]) + self.encode(prompt)
-        if not prompt_ids:
-            raise ConfigError("the prompt is empty", expected="at least one token", next="give --prompt")
-        self._check_length(len(prompt_ids) + new_tokens)
-        noise = torch.Generator().manual_seed(seed)
-        ends, new_ids = self._end_ids(), list[int]()
-        step, cache = torch.tensor([prompt_ids], device=self.device), None
-        with torch.no_grad():
-            while len(new_ids) < new_tokens and not (new_ids and new_ids[-1] in ends):
-                out = self.model(step, past_key_values=cache, use_cache=True)
-                scores, cache = out.logits[0, -1].float().cpu(), out.past_key_values
-                if temperature > 0:
-                    # minus the logarithm of an exponential variable is Gumbel noise
-                    gumbel = -torch.empty(scores.shape, dtype=torch.float64).exponential_(generator=noise).log()
-                    scores = scores.double() / temperature + gumbel
-                new_ids.append(int(scores.argmax()))
-                step = torch.tensor([new_ids[-1:]], device=self.device)
-        return Generated(prompt_ids, new_ids, self.decode(prompt_ids + new_ids)[len(self.decode(prompt_ids)) :])
+        read = [([] if bos is None else [int(bos)]) + self.encode(prompt) for prompt in prompts]
+        for ids in read:
+            if not ids:
+                raise ConfigError("the prompt is empty", expected="at least one token", next="give --prompt")
+            self._check_length(len(ids) + new_tokens)
+        if not read:
+            return []
+        how: dict[str, Any] = {"temperature": temperature, "seed": seed, "static": static, "compiled": compiled}
+        made = self._decoder.extend(read, new_tokens=new_tokens, ends=self._end_ids(), **how)
+        return [Generated(ids, new, self.decode(ids + new)[len(self.decode(ids)) :]) for ids, new in zip(read, made, strict=True)]
 
     def _stand_ins(self, modules: Mapping[Any, Any]) -> dict[str, StandIn]:
         """What `replace` puts in place, by path in the model, after checking it."""
@@ -257,6 +255,11 @@ class Host:
                 raise HostError(f"two modules for {site.hookpoint}", expected="one module for each MLP", got=f"{key} a second time")
             swaps[site.module] = StandIn(module, self._mlps[site.hookpoint], site)
         return swaps
+
+    def _static_cache(self, tokens: int) -> Any:
+        from transformers import StaticCache
+
+        return StaticCache(config=self.model.config, max_cache_len=tokens)
 
     def _end_ids(self) -> set[int]:
         ends = getattr(self.model.generation_config, "eos_token_id", None)
@@ -282,14 +285,12 @@ class _Stop(Exception):
     """Raised by a hook when nothing deeper is wanted."""
 
 
-class _Linear(nn.Linear):
-    """nn.Linear by the product that is fastest on this CPU."""
+def find_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is cuda when there is one.
 
-    def forward(self, input: Tensor) -> Tensor:
-        return gemm.linear(input, self.weight, self.bias)
-
-
-def _device(name: str) -> torch.device:
+    Raises:
+        ConfigError: unknown, or not in this machine.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -377,23 +378,3 @@ def _load_error(name: str, revision: str | None, error: BaseException) -> HostEr
         what = f"host {name} is not built in, not a local path and not cached, and the Hugging Face hub cannot be reached"
         return HostError(what, next=f"{mean} Otherwise go online once, or pass a folder or a .gguf file")
     return HostError(f"host {name} could not be loaded: {str(error).strip().splitlines()[0] if str(error).strip() else kinds}")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for pattern in ("*.safetensors", "*.gguf", "*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    return []
-
-
-def _digest_files(files: Sequence[Path]) -> str:
-    digests = [assets.sha256_of(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
-
-
-def _digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

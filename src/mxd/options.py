@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from .config import EvalConfig, GenerateConfig, TrainConfig
+from .config import BenchConfig, EvalConfig, GenerateConfig, HarvestConfig, TrainConfig
 
 Config = TypeVar("Config")
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -65,10 +65,10 @@ class ReportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions:
-    """Of a run folder: its students. Of a host: its MLPs."""
+    """Of a run folder: its students. Of cached activations: what they were made of. Of a host: its MLPs."""
 
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|HOST")]
-    """A run folder, or a host: `smollm2`, a Hugging Face id, a local folder, or a .gguf file."""
+    """A run folder, a folder of cached activations, or a host: `smollm2`, a Hugging Face id, a local folder, or a .gguf file."""
     revision: str | None = None
     """Git revision of a Hugging Face host (branch, tag or commit)."""
 
@@ -81,14 +81,25 @@ class FetchOptions:
     """The host `smollm2` and corpora (sotu, wiki-en, wiki-fr, wiki-es, news); `all` for all of them. Default: what the demo needs."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(BenchConfig):
+    """Measure speed against the dense reference maths and other libraries: each result verified, then timed in turn; tables and JSON."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME ...]")] = ()
+    """Benchmarks to run: gemm, ops, train_step, scaling, gate, frontier, cache, whole, generation, peers. Default: all that can run
+    here."""
+
+
 OPTIONS: dict[str, type[Any]] = {
     "demo": DemoOptions,
+    "harvest": HarvestConfig,
     "train": TrainConfig,
     "eval": EvalOptions,
     "report": ReportOptions,
     "generate": GenerateOptions,
     "info": InfoOptions,
     "fetch": FetchOptions,
+    "bench": BenchOptions,
 }
 """Verb -> its options, in the order of the help."""
 

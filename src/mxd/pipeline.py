@@ -10,40 +10,38 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import platform
-import subprocess
-from collections.abc import Iterable, Iterator
-from importlib import metadata
+import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import recipes
-from .checkpoint import Run, RunWriter, StudentRecord, check_writable
+from . import cache as activation_cache
+from . import ops
+from .cache import Cache, CacheWriter
+from .checkpoint import Run, RunWriter, check_writable
 from .clock import Clock
-from .config import EvalConfig, TrainConfig
-from .errors import ConfigError, TextError
+from .config import EvalConfig, HarvestConfig, TrainConfig
 from .evals import routing
-from .harvest import Batch, collect, read_blocks, shuffled
-from .host import Host, MLPSite
-from .plan import check, check_disk, plan, total_train_steps
+from .feed import Feed, HostFeed, open_feed, until
+from .harvest import Batch, shuffled
+from .host import Host
+from .plan import check, check_disk, check_harvest, check_space, op_settings, plan, settled, total_train_steps
 from .progress import Bar
-from .sources import CORPORA
-from .text import Corpus, TokenBlock
+from .run_info import describe, made_with, plain, record
+from .text import Corpus
 from .tracking import Metrics
 from .train import SAMPLE_TOKENS, Student, StudentSpec
 from .train import train as train_students
 
 log = logging.getLogger("mxd")
 
-PROBE_TOKENS = 4096
-"""Validation tokens on which the routing is measured while training."""
 PROBES_PER_RUN = 12
 
 
 def train(config: TrainConfig, *, quiet: bool = False) -> Run:
-    """Train every kind x K x layer of `config` in one pass of the host and write the run folder.
+    """Train every kind x K x layer of `config` in one pass of the host, or of cached activations, and write the run folder.
 
     Everything that can be wrong with the configuration is found before the host reads its first token, and before anything
     in the run folder is touched.
@@ -52,91 +50,44 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Run:
         ConfigError, TextError, HostError, LayerError, RunError, AssetError: see their messages.
         KeyboardInterrupt: after Ctrl-C, with a message; what was trained so far is saved.
     """
-    config = dataclasses.replace(config, out=Path(config.out))
+    cache = Cache.open(config.activations) if config.activations is not None else None
+    config = settled(dataclasses.replace(config, out=Path(config.out)), cache.info["config"] if cache else None)
     check(config)
     check_writable(config.out, overwrite=config.overwrite)
     clock = Clock()
     with clock("text and host"):
-        corpus = Corpus(config.text, column=config.text_column, seed=config.seed)
-        host = Host.load(config.host, revision=config.revision, device=config.device, dtype=config.dtype)
-        sites = _sites(host, config.layers)
-        specs = plan(config, sites)
-        blocks = _train_blocks(config, corpus, host)
-        validation = _probe_block(config, corpus, host)
+        feed = open_feed(config, cache)
+        specs = plan(config, feed.sites)
+        feed.prepare()
     check_disk(config.out, specs)
     writer = RunWriter(config.out, overwrite=config.overwrite)
     try:
-        return _train_into(writer, config, corpus, host, specs, blocks, validation, clock, quiet)
+        return _train_into(writer, config, feed, specs, clock, quiet)
     except BaseException:
         writer.abandon()
         raise
 
 
-def _sites(host: Host, layers: tuple[str, ...]) -> list[MLPSite]:
-    sites = [host.site(key) for key in layers]
-    if len({site.hookpoint for site in sites}) != len(sites):
-        raise ConfigError("--layers names an MLP twice", got=" ".join(layers))
-    return sites
-
-
-def _train_blocks(config: TrainConfig, corpus: Corpus, host: Host) -> Iterable[TokenBlock]:
-    """Blocks of training tokens; for texts that are at hand, made now, so that too little text is known at once."""
-    made = corpus.blocks(
-        host.tokenizer, "train", tokens_per_sequence=config.tokens_per_sequence, sequences_per_block=config.sequences_per_read
-    )
-    per_block = config.tokens_per_sequence * config.sequences_per_read
-    wanted = itertools.islice(made, -(-config.tokens // per_block))
-    if corpus.streamed:
-        return wanted
-    blocks = list(wanted)
-    found = sum(block.ids.numel() for block in blocks)
-    if found < config.tokens:
-        raise TextError(
-            "too little training text",
-            expected=f"{config.tokens:,} tokens (--tokens)",
-            got=f"{found:,} in {' '.join(config.text)}",
-            next=f"lower --tokens (and raise --passes), or add to --text: {', '.join(CORPORA)}, or files of your own",
-        )
-    return blocks
-
-
-def _probe_block(config: TrainConfig, corpus: Corpus, host: Host) -> TokenBlock | None:
-    """Validation text on which the routing is followed in training: about `PROBE_TOKENS`, fewer where there is less, or none."""
-    sequences = max(1, PROBE_TOKENS // config.tokens_per_sequence)
-    while sequences:
-        try:
-            return corpus.sample(
-                host.tokenizer, "validation", sequences=sequences, tokens_per_sequence=config.tokens_per_sequence, seed=config.seed
-            )
-        except TextError:
-            sequences //= 2
-    log.warning("no validation text: the routing is not followed while training")
-    return None
-
-
 def _train_into(
     writer: RunWriter,
     config: TrainConfig,
-    corpus: Corpus,
-    host: Host,
+    feed: Feed,
     specs: list[StudentSpec],
-    blocks: Iterable[TokenBlock],
-    validation: TokenBlock | None,
     clock: Clock,
     quiet: bool,
 ) -> Run:
-    hookpoints = list(dict.fromkeys(spec.hookpoint for spec in specs))
     total_steps = total_train_steps(config)
-    students = [Student(spec, total_steps=total_steps, device=host.device) for spec in specs]
-    info = _describe(config, host, corpus)
+    students = [Student(spec, total_steps=total_steps, device=feed.device) for spec in specs]
+    info = describe(config, feed.device, feed.describe())
     writer.write_info({**info, "students": [], "finished": False})
     metrics = Metrics(writer.path / "metrics.jsonl")
     with clock("probe text"):
-        held_out = collect(host, [validation], hookpoints, validation.ids.numel()) if validation else None
+        held_out = feed.held_out()
     stopped: BaseException | None = None
     try:
-        with Bar("training", total_steps * config.tokens_per_step, "tokens", quiet=quiet) as bar:
-            _run_loop(config, host, students, blocks, hookpoints, held_out, metrics, bar, clock)
+        total = total_steps * config.tokens_per_step
+        with ops.using(**op_settings(config)), Bar("training", total, "tokens", quiet=quiet) as bar:
+            _run_loop(config, feed, students, held_out, metrics, bar, clock)
     except (Exception, KeyboardInterrupt) as error:
         stopped = error
     finally:
@@ -149,7 +100,7 @@ def _train_into(
     info["seconds"] = clock.seconds
     info["train_tokens"] = min(config.tokens, max(student.tokens for student in students))
     with clock("saving"):
-        writer.save([s.layer for s in students], [_record(s) for s in students], info, finished=stopped is None)
+        writer.save([s.layer for s in students], [record(s) for s in students], info, finished=stopped is None)
     writer.finish()
     if isinstance(stopped, KeyboardInterrupt):
         raise KeyboardInterrupt(
@@ -164,10 +115,8 @@ def _train_into(
 
 def _run_loop(
     config: TrainConfig,
-    host: Host,
+    feed: Feed,
     students: list[Student],
-    blocks: Iterable[TokenBlock],
-    hookpoints: list[str],
     held_out: dict[str, Batch] | None,
     metrics: Metrics,
     bar: Bar,
@@ -175,106 +124,119 @@ def _run_loop(
 ) -> None:
     """Harvest, shuffle, start the students on the first buffer, train."""
     generator = torch.Generator().manual_seed(config.seed)
-    harvested = clock.timed("harvest", read_blocks(host, blocks, hookpoints))
-    first = list(_until(harvested, min(SAMPLE_TOKENS, config.buffer_tokens, config.tokens)))
-    sample = {h: Batch(*(torch.cat(parts) for parts in zip(*(batch[h] for batch in first), strict=True))) for h in hookpoints}
-    with clock("warm start"):
-        for student in students:
-            needs_host = student.spec.recipe.encoder != "fresh"
-            student.start(sample[student.spec.hookpoint], host.weights(student.spec.hookpoint) if needs_host else None)
-    del sample
-    stream = shuffled(
-        itertools.chain(first, harvested),
-        tokens_per_step=config.tokens_per_step,
-        buffer_tokens=config.buffer_tokens,
-        passes=config.passes,
-        generator=generator,
+    with closing(feed.batches()) as batches:
+        harvested = clock.timed("harvest", batches)
+        first = list(until(harvested, min(SAMPLE_TOKENS, config.buffer_tokens, config.tokens)))
+        with clock("warm start"):
+            _start(students, first, feed)
+        stream = shuffled(
+            itertools.chain(first, harvested),
+            tokens_per_step=config.tokens_per_step,
+            buffer_tokens=config.buffer_tokens,
+            passes=config.passes,
+            generator=generator,
+        )
+        steps = itertools.islice(stream, total_train_steps(config))
+        every = config.probe_every_steps or max(1, total_train_steps(config) // PROBES_PER_RUN)
+
+        def probe(student: Student) -> dict[str, Any]:
+            assert held_out is not None
+            batch = held_out[student.spec.hookpoint]
+            with clock("probes"):
+                keep = ~batch.first
+                return routing.probe(student.layer, batch.x[keep], batch.y[keep])
+
+        def on_step(step: int, students: list[Student]) -> None:
+            bar.update(step * config.tokens_per_step, lambda: _losses(students))
+
+        train_students(
+            students,
+            steps,
+            metrics=metrics,
+            log_every_steps=config.log_every_steps,
+            probe=probe if held_out else None,
+            probe_every_steps=every,
+            on_step=on_step,
+        )
+
+
+def _losses(students: list[Student]) -> str:
+    return "  ".join(f"{s.name} {'stopped' if s.stopped else format(s.last_loss, '.3f')}" for s in students[:8])
+
+
+def _start(students: list[Student], first: list[dict[str, Batch]], feed: Feed) -> None:
+    """Set up every student from the batches at the front of the text."""
+    sample = {h: Batch(*(torch.cat(parts) for parts in zip(*(batch[h] for batch in first), strict=True))) for h in first[0]}
+    for student in students:
+        needs_host = student.spec.recipe.encoder != "fresh"
+        student.start(sample[student.spec.hookpoint], feed.weights(student.spec.hookpoint) if needs_host else None)
+
+
+def harvest(config: HarvestConfig, *, quiet: bool = False) -> Cache:
+    """Write what the MLPs of `config` receive and return on training text into a folder, for ``TrainConfig(activations=...)``.
+
+    Everything that can be wrong, a full disk included, is found before anything in the folder is touched.
+
+    Raises:
+        ConfigError, TextError, HostError, RunError, AssetError: see their messages.
+        KeyboardInterrupt: after Ctrl-C, with a message; whole shards are kept.
+    """
+    config = dataclasses.replace(config, out=Path(config.out))
+    check_harvest(config)
+    activation_cache.check_writable(config.out, overwrite=config.overwrite)
+    feed = HostFeed(config)
+    feed.prepare()
+    per_read = config.tokens_per_sequence * config.sequences_per_read
+    planned = -(-config.tokens // per_read) * per_read  # the host reads whole blocks, and training from it takes whole ones
+    needed = activation_cache.disk_bytes(feed.sites, config.store, planned + feed.held_out_tokens)
+    if not quiet:
+        print(f"mxd: {_size_line(config, feed, planned, needed)}", file=sys.stderr, flush=True)
+    check_space(
+        config.out,
+        needed,
+        what="these activations",
+        advice="lower --tokens, or --store bfloat16",
+        reclaimed=activation_cache.bytes_in(config.out),
     )
-    steps = itertools.islice(stream, total_train_steps(config))
-    every = config.probe_every_steps or max(1, total_train_steps(config) // PROBES_PER_RUN)
-
-    def probe(student: Student) -> dict[str, Any]:
-        assert held_out is not None
-        batch = held_out[student.spec.hookpoint]
-        with clock("probes"):
-            keep = ~batch.first
-            return routing.probe(student.layer, batch.x[keep], batch.y[keep])
-
-    def on_step(step: int, students: list[Student]) -> None:
-        losses = "  ".join(f"{s.name} {'stopped' if s.stopped else format(s.last_loss, '.3f')}" for s in students[:8])
-        bar.update(step * config.tokens_per_step, losses)
-
-    train_students(
-        students,
-        steps,
-        metrics=metrics,
-        log_every_steps=config.log_every_steps,
-        probe=probe if held_out else None,
-        probe_every_steps=every,
-        on_step=on_step,
-    )
-
-
-def _until(batches: Iterator[dict[str, Batch]], tokens: int) -> Iterator[dict[str, Batch]]:
-    seen = 0
-    while seen < tokens:
-        batch = next(batches, None)
-        if batch is None:
-            return
-        seen += len(next(iter(batch.values())).x)
-        yield batch
-
-
-def _record(student: Student) -> StudentRecord:
-    layer, spec = student.layer, student.spec
-    return StudentRecord(
-        name=spec.name,
-        hookpoint=spec.hookpoint,
-        kind=spec.kind,
-        k=layer.k,
-        d_in=layer.d_in,
-        d_out=layer.d_out,
-        n_units=layer.n_units,
-        params=layer.budget(),
-        recipe=spec.recipe.name,
-        seed=spec.seed,
-        tokens_trained=student.tokens,
-        steps=student.steps,
-        train_seconds=round(student.seconds, 3),
-        tokens_per_second=round(student.tokens / student.seconds, 1) if student.seconds else 0.0,
-        is_control=layer.is_control,
-        stopped=student.stopped,
-    )
-
-
-def _describe(config: TrainConfig, host: Host, corpus: Corpus) -> dict[str, Any]:
-    plain = dataclasses.asdict(config)
-    return {
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()},
-        "recipes": {kind: [dataclasses.asdict(recipe) for recipe in recipes.chosen(config, kind)] for kind in config.kinds},
-        "host": {"name": host.name, "revision": host.revision, "fingerprint": host.fingerprint},
-        "text": corpus.describe(),
-        "versions": versions(),
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "device": str(host.device)},
-        "git_commit": _git_commit(),
-        "seed": config.seed,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of mxd and of what its numbers depend on."""
-    packages = ("mxd", "torch", "transformers", "safetensors", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-
-
-def _git_commit() -> str | None:
-    """The commit of mxd's own source tree, where it is one."""
+    info = {"config": plain(config), **feed.describe(), **made_with(feed.device)}
+    shard = max(config.tokens_per_shard // per_read, 1) * per_read
+    writer = CacheWriter(config.out, sites=feed.sites, store=config.store, tokens=planned, tokens_per_shard=shard, info=info)
     try:
-        here = Path(__file__).resolve().parent
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+        with Bar("harvesting", planned, "tokens", quiet=quiet) as bar:
+            _harvest_into(writer, feed, bar)
+    except BaseException as error:
+        kept = writer.stop()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(_stopped_line(config, kept)) from None
+        raise
+    return Cache.open(config.out)
+
+
+def _harvest_into(writer: CacheWriter, feed: HostFeed, bar: Bar) -> None:
+    for site in feed.sites:
+        writer.add_weights(site.hookpoint, feed.weights(site.hookpoint))
+    writer.add_validation(feed.held_out() or {})
+    done = 0
+    with closing(feed.batches()) as stream:
+        for batches in stream:
+            writer.add(batches)
+            done += len(next(iter(batches.values())).y)
+            bar.update(done)
+    writer.finish()
+
+
+def _size_line(config: HarvestConfig, feed: HostFeed, tokens: int, needed: int) -> str:
+    widths = " + ".join(f"({site.d_in:,} + {site.d_out:,})" for site in feed.sites)
+    return f"{config.out} will take {needed / 2**20:,.0f} MiB: {tokens:,} tokens x {widths} numbers, {config.store}"
+
+
+def _stopped_line(config: HarvestConfig, kept: int) -> str:
+    if not kept:
+        return "stopped before the first shard was full; nothing was kept | next: a smaller --tokens-per-shard loses less"
+    return (
+        f"stopped; {kept:,} tokens in whole shards are kept | next: mxd train --activations {config.out} --tokens {kept}, "
+        "or the same command with --overwrite to harvest from the start"
+    )
 
 
 def evaluate(run: str | Path | Run, config: EvalConfig | None = None, *, quiet: bool = False) -> dict[str, Any]:
@@ -295,4 +257,5 @@ def reopen(run: Run, *, device: str = "auto") -> tuple[Host, Corpus]:
     """The host and the texts that a run was trained on."""
     made = run.info["config"]
     host = Host.load(made["host"], revision=made["revision"], device=device, dtype=made["dtype"])
-    return host, Corpus(tuple(made["text"]), column=made["text_column"], seed=made["seed"])
+    # From a cache, the order of the text is the harvest's, whatever the seed of the training.
+    return host, Corpus(tuple(made["text"]), column=made["text_column"], seed=run.info["text"]["seed"])

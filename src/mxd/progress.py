@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -20,6 +22,7 @@ class Bar:
         self._what, self._total, self._unit, self._quiet = what, total, unit, quiet
         self._console = Console(file=sys.stderr)
         self._spoken = time.monotonic()
+        self._noted, self._note = -math.inf, ""
         self._first: tuple[float, int] | None = None
         self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
@@ -43,14 +46,19 @@ class Bar:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, done: int, note: str = "") -> None:
-        """Say that `done` of the total units are finished; `note` stands behind the bar.
+    def update(self, done: int, note: str | Callable[[], str] = "") -> None:
+        """Say that `done` of the total units are finished; `note` stands behind the bar. One that costs something to make is given as
+        a function, and asked for twice a second.
 
         Speed and time left count from the first call, so that what had to be set up before the first unit does not distort them.
         """
         now = time.monotonic()
         if self._first is None:
             self._first = (now, done)
+        if callable(note):
+            if now - self._noted >= 0.5 or done >= self._total:
+                self._noted, self._note = now, note()
+            note = self._note
         seconds, units = now - self._first[0], done - self._first[1]
         speed = units / seconds if seconds > 0 else 0.0
         text = f"{speed:,.0f} {self._unit}/s" if speed >= 10 else f"{speed:.2f} {self._unit}/s"

@@ -38,6 +38,8 @@ class Recipe:
     """Start C as (1 + e)/S1, e ~ N(0, 1), S1 the mean sum of a: the modulation Cᵀa starts near 1 instead of near 0."""
     warm_start_steps: int = 0
     """Steps of conjugate gradients that fit the output matrices on the first buffer before training."""
+    aux_weight: float = 0.0
+    """Weight of the auxiliary loss of dead units (AuxK)."""
     balance: bool = False
     """Nudge the gate's bias of units that fire on far too many or far too few tokens (frozen for the last fifth)."""
 
@@ -54,6 +56,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         **dict.fromkeys(KINDS, OURS),
         "skip-transcoder": FITTED,
         "mxd": HOST_ENCODER,
+        "mxd-pk": HOST_ENCODER,
         "dense": HOST_ENCODER,
         "additive": HOST_ENCODER,
     },
@@ -91,7 +94,7 @@ def demo() -> TrainConfig:
     """The run behind ``make demo``: four kinds and two controls on layer 8 of the built-in host, K = 32, equal budgets."""
     return TrainConfig(
         out=TrainConfig.out.parent / "demo",
-        kinds=KINDS,
+        kinds=("mxd", "transcoder", "skip-transcoder", "topk-sae", *CONTROLS),
         k=(32,),
         budget="16x",
         recipe=("host-encoder",),
@@ -132,7 +135,7 @@ def paper_layers() -> list[TrainConfig]:
                     host=host,
                     text=("Skylion007/openwebtext",),
                     layers=(str(layer),),
-                    kinds=tuple(kind for kind in KINDS if kind not in CONTROLS and kind != "topk-sae"),
+                    kinds=("mxd", "transcoder", "skip-transcoder"),
                     k=ks,
                     budget="32x",
                     sizes="published",

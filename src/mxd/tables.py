@@ -118,6 +118,22 @@ def lanes_table(lanes: Iterable[Lane], *, colour: bool) -> Table:
     return table
 
 
+def bench_table(name: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+    """The rows of one benchmark; ratios are ours / rival, below 1 where ours needs less."""
+    columns = [("case", "left"), ("ours with", "left"), ("shape", "wrap"), ("rival", "wrap"), ("ours, ms", "right"), ("rival, ms", "right")]
+    columns += [("time", "right"), ("memory", "right"), ("runs", "right")]
+    table = _table(columns, title=f"{name}: medians, every result verified first; time and memory are ours / rival")
+    for row in rows:
+        shape = " ".join(f"{key}={value}" for key, value in row["shape"].items())
+        numbers = (_number(row[key]) for key in ("ours_ms", "rival_ms", "time_ratio", "memory_ratio", "runs"))
+        table.add_row(row["case"], row.get("setting") or "", shape, row["rival"] or "", *numbers)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
 def time_line(seconds: Mapping[str, float]) -> str:
     """``time: harvest 120 s · training 200 s · … · 400 s in all``."""
     return "time: " + " · ".join(f"{part} {value:.0f} s" for part, value in seconds.items()) + f" · {sum(seconds.values()):.0f} s in all"

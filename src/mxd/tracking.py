@@ -19,6 +19,8 @@ class FiringCounts:
     def __init__(self, n_units: int, device: torch.device, decay: float = 0.9) -> None:
         self.total = torch.zeros(n_units, dtype=torch.int64, device=device)
         self.recent = torch.zeros(n_units, device=device)
+        self.silent = torch.zeros(n_units, dtype=torch.int64, device=device)
+        """Tokens since each unit last fired."""
         self.tokens = 0
         self._decay = decay
         self._weight = 0.0
@@ -28,9 +30,11 @@ class FiringCounts:
         n_units = self.total.shape[0]
         if n_units == 0:
             return
-        fired = torch.bincount(code.indices[code.values > 0].flatten(), minlength=n_units)
+        # Adding up, not bincount of a filtered index: a length that depends on the data would make a GPU wait for the CPU.
+        fired = torch.zeros_like(self.total).index_add_(0, code.indices.flatten(), (code.values > 0).flatten().long())
         tokens = code.values[..., 0].numel()
         self.total += fired
+        self.silent.add_(tokens).masked_fill_(fired > 0, 0)
         self.tokens += tokens
         self.recent.mul_(self._decay).add_(fired / tokens, alpha=1 - self._decay)
         self._weight = self._decay * self._weight + (1 - self._decay)
@@ -39,6 +43,10 @@ class FiringCounts:
     def frequency(self) -> Tensor:
         """Recent share of tokens on which each unit fires, float32 [n_units]; bias of the running average corrected."""
         return self.recent / max(self._weight, 1e-12)
+
+    def dead(self, after_tokens: int) -> Tensor:
+        """Numbers of the units that have not fired for at least so many tokens, int64."""
+        return (self.silent >= after_tokens).nonzero().flatten()
 
     def summary(self) -> dict[str, float]:
         """Share of units that have not fired yet, and the highest recent firing frequency."""

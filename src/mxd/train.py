@@ -16,22 +16,26 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .layers import MxD, Sizes, SparseLayer, build
+from .layers import MixtureOfDecoders, Output, Sizes, SparseLayer, aux_output, build
 from .layers.warm_start import (
     centre_gate,
     copy_host_encoder,
     dense_matrices,
     fit_output,
-    gate,
     positive_modulation,
     start_output_bias,
 )
 from .objectives import objective
+from .optim import AdamInBackward
 from .recipes import Recipe
 from .tracking import FiringCounts, Metrics
 
 SAMPLE_TOKENS = 16_384
 """Tokens of the first buffer that a warm start looks at."""
+
+
+LOOK_EVERY_STEPS = 16
+"""Steps between two looks at what a GPU has computed: for losses that are not finite, and for units that have died."""
 
 
 class ActivationBatch(Protocol):
@@ -76,6 +80,12 @@ class StudentSpec:
     """Training loss, by name."""
     random_k: bool = False
     """Draw K from K/2 to 3K/2 at every step."""
+    aux_weight: float = 0.0
+    """Weight of the auxiliary loss of dead units."""
+    aux_k: int = 1
+    """Dead units that it uses per token."""
+    dead_after_tokens: int = 10_000_000
+    """Tokens without firing after which a unit is dead."""
     seed: int = 0
     """The run's seed; the student's own is made of it, the kind, K and hookpoint."""
 
@@ -99,14 +109,22 @@ class Student:
         self.steps = 0
         self.tokens = 0
         self.seconds = 0.0
-        self.last_loss = math.nan
         self.stopped: str | None = None
+        self._loss = torch.full((), math.nan, device=device)
+        self._broken = torch.zeros((), device=device)
+        self._dead = torch.zeros(0, dtype=torch.int64, device=device)
         self._score_scale = 1.0
-        self._optimisers = self._make_optimisers()
+        self._adam: AdamInBackward | None = None
+        self._make_optimisers()
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def last_loss(self) -> float:
+        """Training loss of the last step, without the auxiliary one. Reading it waits for the device."""
+        return float(self._loss)
 
     def inputs(self, batch: ActivationBatch) -> Tensor:
         """What this kind reads of a batch: x, or y for an SAE."""
@@ -129,41 +147,59 @@ class Student:
                 layer.get_submodule("encoder").requires_grad_(False)
         if recipe.centre:
             centre_gate(layer, inputs)
-        if recipe.positive_c and isinstance(layer, MxD):
+        if recipe.positive_c and isinstance(layer, MixtureOfDecoders):
             positive_modulation(layer, inputs, self.generator)
         if recipe.warm_start_steps:
             fit_output(layer, inputs, y, steps=recipe.warm_start_steps)
-        found = gate(layer)
-        if found is not None:
+        units = layer.units()
+        if units is not None:
             with torch.no_grad():
-                self._score_scale = float((inputs[:256] @ found[0].t()).std())
-        self._optimisers = self._make_optimisers()
+                self._score_scale = float((inputs[:256] @ units.weight.t()).std())
+        self._make_optimisers()
         self.seconds += time.perf_counter() - began
 
     def step(self, batch: ActivationBatch) -> None:
-        """One optimiser step. A loss that is not finite stops this student, its weights as they were before."""
+        """One optimiser step. A loss that is not finite stops this student, its weights as they were before.
+
+        Nothing here waits for a GPU: whether the loss is finite is read every `LOOK_EVERY_STEPS` steps there, and until then the
+        optimisers leave the weights alone by themselves.
+        """
         began = time.perf_counter()
-        layer = self.layer
-        output = layer(self.inputs(batch), self._draw_k())
+        inputs = self.inputs(batch)
+        output = self.layer(inputs, self._draw_k())
         loss = self.loss(output.y, batch.y)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            self.stopped = f"the loss became {value} at step {self.steps + 1}"
+        self._loss = loss.detach()
+        self._broken = torch.maximum(self._broken, (~self._loss.isfinite()).float())
+        if self._looks() and float(self._broken):
+            self.stopped = f"the loss became {self.last_loss} at step {self.steps + 1}"
             return
-        for optimiser in self._optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        rate = self.learning_rate()
-        for optimiser in self._optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.step()
+        total = loss + self._auxiliary(inputs, output, batch.y)
+        assert self._adam is not None
+        self._adam.learning_rate, self._adam.found_inf = self.learning_rate(), self._broken
+        total.backward()
+        self._step_muon()
         self.counts.add(output.code)
         self._balance()
         self.steps += 1
         self.tokens += len(batch.y)
-        self.last_loss = value
         self.seconds += time.perf_counter() - began
+
+    def _looks(self) -> bool:
+        """Whether this step may wait for the device."""
+        return self._loss.device.type == "cpu" or self.steps % LOOK_EVERY_STEPS == 0
+
+    def _auxiliary(self, inputs: Tensor, output: Output, y: Tensor) -> Tensor | float:
+        """The weighted auxiliary loss: how far the dead units are from what the layer still gets wrong."""
+        spec = self.spec
+        if not spec.aux_weight or self.layer.units() is None:
+            return 0.0
+        if self._looks():
+            self._dead = self.counts.dead(spec.dead_after_tokens)
+        if not len(self._dead):
+            return 0.0
+        rest = aux_output(self.layer, inputs, output.code, self._dead, spec.aux_k)
+        # The training loss of ŷ + ê with ŷ held constant: |(y − ŷ) − ê|², weighed as |y − ŷ|² is.
+        return spec.aux_weight * self.loss(output.y.detach() + rest, y)
 
     def learning_rate(self) -> float:
         """The learning rate of the coming step."""
@@ -181,19 +217,25 @@ class Student:
         k = self.layer.k
         return int(torch.randint(max(1, k // 2), k + k // 2 + 1, (), generator=self.generator))
 
-    def _make_optimisers(self) -> list[torch.optim.Optimizer]:
-        parameters = [p for p in self.layer.parameters() if p.requires_grad]
+    def _make_optimisers(self) -> None:
+        """Adam for every parameter, or Muon for the dense matrices and Adam for the rest."""
         recipe = self.spec.recipe
-        if recipe.optimiser == "adam":
-            return [torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)]
-        dense = [p for p in dense_matrices(self.layer) if p.requires_grad]
-        chosen = {id(p) for p in dense}
-        rest = [p for p in parameters if id(p) not in chosen]
-        made: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, lr=recipe.learning_rate, fused=True)]
-        if dense:
-            muon = torch.optim.Muon(dense, lr=recipe.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-            made.append(muon)
-        return made
+        if self._adam is not None:
+            self._adam.close()
+        matrices = dense_matrices(self.layer) if recipe.optimiser == "muon" else []
+        dense = [p for p in matrices if p.requires_grad]
+        rest = [p for p in self.layer.parameters() if p.requires_grad and not any(p is matrix for matrix in dense)]
+        self._adam = AdamInBackward(rest, learning_rate=recipe.learning_rate)
+        self._muon = torch.optim.Muon(dense, weight_decay=0.0, adjust_lr_fn="match_rms_adamw") if dense else None
+
+    def _step_muon(self) -> None:
+        if self._muon is None:
+            return
+        for group in self._muon.param_groups:
+            group["lr"] = self.learning_rate()
+        if not float(self._broken):  # it cannot look at that by itself
+            self._muon.step()
+        self._muon.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _balance(self) -> None:
@@ -202,13 +244,14 @@ class Student:
         Only units far off are touched: those on more than max(5 %, twice the even share) of tokens and those on less than a
         tenth of the even share. What fires between is left to the loss.
         """
-        found = gate(self.layer)
-        if not self.spec.recipe.balance or found is None or self.steps > 0.8 * self.total_steps:
+        units = self.layer.units()
+        if not self.spec.recipe.balance or units is None or self.steps > 0.8 * self.total_steps:
             return
         frequency, even = self.counts.frequency, self.layer.k / self.layer.n_units
         unit = self._score_scale
-        found[1].sub_((frequency > max(0.05, 2 * even)).float(), alpha=1e-2 * unit)
-        found[1].add_((frequency < 0.1 * even).float(), alpha=3e-3 * unit)
+        sound = 1.0 - self._broken
+        units.bias.sub_((frequency > max(0.05, 2 * even)) * sound, alpha=1e-2 * unit)
+        units.bias.add_((frequency < 0.1 * even) * sound, alpha=3e-3 * unit)
 
 
 def train(

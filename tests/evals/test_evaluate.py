@@ -59,13 +59,21 @@ def test_report_has_every_name_and_only_numbers_that_json_knows(world: World) ->
     on_disk = json.loads((world.run.path / "report.json").read_text(encoding="utf-8"), parse_constant=_refuse)
     assert on_disk == world.report
     assert set(world.report) >= PER_RUN
-    assert [s["kind"] for s in world.report["students"]] == ["mxd", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive"]
+    assert [s["kind"] for s in world.report["students"]] == [
+        "mxd",
+        "mxd-pk",
+        "transcoder",
+        "skip-transcoder",
+        "topk-sae",
+        "dense",
+        "additive",
+    ]
     for student in world.report["students"]:
         assert set(student) >= PER_STUDENT
         low, high = student["excess_ce_ci95"]
         assert low < student["excess_ce"] < high
         assert student["fvu_ci95"][0] < student["fvu"] < student["fvu_ci95"][1]
-        assert ("routing" in student) == (student["kind"] == "mxd")
+        assert ("routing" in student) == (student["kind"] in ("mxd", "mxd-pk"))
     assert {"n_r", "g_r", "id"} <= set(world.student("mxd")["routing"])
     assert world.report["eval_tokens"] == 30 * LENGTH and world.report["layer"] == 1 and world.report["hookpoint"] == "layers.1.mlp"
 

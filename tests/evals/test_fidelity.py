@@ -142,9 +142,9 @@ class ByHand(SparseLayer):
         self.d_in = self.d_out = 2
         self.n_units, self.k = 4, 3
 
-    def _encode(self, x: Tensor, k: int, plan: Any) -> Code:
+    def _select(self, x: Tensor, k: int, plan: Any) -> tuple[Tensor, Tensor]:
         one = torch.ones(len(x))
-        return Code(torch.stack([one, (x[:, 0] > 0).float(), 0 * one], 1), torch.arange(3).expand(len(x), 3), None)
+        return torch.stack([one, (x[:, 0] > 0).float(), 0 * one], 1), torch.arange(3).expand(len(x), 3)
 
     def _decode(self, code: Code, x: Tensor | None, plan: Any) -> Tensor:
         assert x is not None

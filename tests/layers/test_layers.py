@@ -15,19 +15,22 @@ from mxd.layers import (
     Dense,
     MxD,
     MxDConfig,
+    MxDProductKey,
     Sizes,
     SkipTranscoder,
     SparseLayer,
     TopKSAE,
     Transcoder,
     build,
+    encoder,
     from_description,
 )
 from mxd.layers.encoder import ACTIVATIONS
+from mxd.ops import using
 from mxd.ops.expert_mix.naive import mixture_of_decoders
 from mxd.ops.topk_gate.naive import topk_gate_dense
 
-SIZES = Sizes(d_in=6, d_out=5, n_units=11, k=3, d_hidden=7, activation="gelu", glu=False)
+SIZES = Sizes(d_in=6, d_out=5, n_units=16, k=3, d_hidden=7, activation="gelu", glu=False)
 
 
 def random_layer(kind: str, **changes: object) -> SparseLayer:
@@ -42,11 +45,16 @@ def random_layer(kind: str, **changes: object) -> SparseLayer:
 
 def naive(layer: SparseLayer, x: Tensor) -> Tensor:
     """The formula of each kind, in dense float64."""
-    if isinstance(layer, (MxD, Additive, Dense)):
+    if isinstance(layer, (MxD, MxDProductKey, Additive, Dense)):
         e = layer.encoder
         z = e.phi(x @ e.E + e.b_E) if e.E_gate is None or e.b_gate is None else e.phi(x @ e.E_gate + e.b_gate) * (x @ e.E + e.b_E)
         if isinstance(layer, Dense):
             return z @ layer.D + layer.b
+        if isinstance(layer, MxDProductKey):
+            u, v = x @ layer.G_1.T + layer.b_1, x @ layer.G_2.T + layer.b_2
+            scores = torch.relu((u[:, :, None] + v[:, None, :]).flatten(1))
+            kept = torch.zeros_like(scores).scatter(1, scores.topk(layer.k, dim=1).indices, 1.0)
+            return mixture_of_decoders(scores * kept, z, layer.C, layer.D) + layer.b
         a = topk_gate_dense(x, layer.G, layer.b_G, layer.k)
         if isinstance(layer, MxD):
             return mixture_of_decoders(a, z, layer.C, layer.D) + layer.b
@@ -59,13 +67,18 @@ def naive(layer: SparseLayer, x: Tensor) -> Tensor:
     return out + x @ layer.W_skip.T if isinstance(layer, SkipTranscoder) else out
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("glu", [False, True])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_output_and_gradients_equal_the_formula(kind: str, glu: bool) -> None:
+def test_output_and_gradients_equal_the_formula(kind: str, glu: bool, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "PIECE_TOKENS", 4)
     layer = random_layer(kind, glu=glu)
     x = torch.randn(9, layer.d_in, dtype=torch.float64, requires_grad=True)
     twin = x.detach().clone().requires_grad_()
-    found, right = layer(x).y, naive(layer, twin)
+    with using(recompute=recompute):
+        output = layer(x)
+    assert (output.code.hidden is None) is (recompute or not hasattr(layer, "encoder"))
+    found, right = output.y, naive(layer, twin)
     assert torch.allclose(found, right, rtol=1e-12, atol=1e-12)
     upstream = torch.randn_like(right)
     mine = torch.autograd.grad(found, [x, *layer.parameters()], upstream)
@@ -99,7 +112,7 @@ def test_a_description_rebuilds_the_layer(kind: str) -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_published_start(kind: str) -> None:
     layer = build(kind, SIZES._replace(n_units=100, d_in=16, d_out=16, d_hidden=32), generator=torch.Generator().manual_seed(0))
-    zero = {"mxd": {"D"}, "dense": {"D"}, "additive": {"D"}, "skip-transcoder": {"W_dec", "W_skip"}}.get(kind, set())
+    zero = {"mxd": {"D"}, "mxd-pk": {"D"}, "dense": {"D"}, "additive": {"D"}, "skip-transcoder": {"W_dec", "W_skip"}}.get(kind, set())
     for name, parameter in layer.named_parameters():
         short = name.split(".")[-1]
         if short in zero or short.startswith("b"):
@@ -160,22 +173,22 @@ def test_a_latent_is_its_row_of_the_decoder(kind: str) -> None:
     layer = random_layer(kind)
     assert isinstance(layer, (Transcoder, SkipTranscoder, TopKSAE))
     assert torch.equal(layer.latent(4), layer.W_dec[4])
-    with pytest.raises(LayerError, match=r"no latent 11 .*0 to 10"):
-        layer.latent(11)
+    with pytest.raises(LayerError, match=r"no latent 16 .*0 to 15"):
+        layer.latent(16)
 
 
 def test_k_can_be_overridden_for_one_call_and_is_kept_in_range() -> None:
     layer = random_layer("transcoder")
     x = torch.randn(2, 6, dtype=torch.float64)
     assert layer.encode(x, 5).values.shape == (2, 5)
-    assert layer.encode(x, 99).values.shape == (2, 11)
+    assert layer.encode(x, 99).values.shape == (2, 16)
     assert layer.encode(x, 0).values.shape == (2, 1)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"k": 12}, r"expected 1 <= k <= 11 \| got k = 12"),
+        ({"k": 17}, r"expected 1 <= k <= 16 \| got k = 17"),
         ({"k": 0}, r"got k = 0"),
         ({"n_units": 0}, "too few units"),
         ({"d_in": 0}, "d_in must be positive"),

@@ -15,7 +15,7 @@ from ..checkpoint import Run, StudentRecord
 from ..config import EvalConfig
 from ..errors import ConfigError
 from ..harvest import Batch, collect
-from ..layers import MxD, SparseLayer
+from ..layers import MixtureOfDecoders, SparseLayer
 from ..text import TokenBlock
 from . import fidelity, report, routing
 from .bootstrap import mean_interval
@@ -112,7 +112,7 @@ def _activation_figures(
     device = seen.x.device
     layer = run.load(record.name, device)
     found = fidelity.activation_statistics(layer, seen, resamples=config.bootstrap, seed=config.seed)
-    if isinstance(layer, MxD):
+    if isinstance(layer, MixtureOfDecoders):
         found["routing"] = routing.measure(
             layer,
             _pairs(fit),

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..layers import MxD, SparseLayer
+from ..layers import MixtureOfDecoders, SparseLayer
 from ..ops import expert_mix, gemm
 from .bootstrap import Interval, interval_of_sums
 from .fidelity import TOKENS_AT_ONCE, HeldOut, layer_device, squared_norms, sum_by, token_errors, variation
@@ -50,21 +50,21 @@ class Parts(NamedTuple):
 
 
 @torch.no_grad()
-def parts_of(layer: MxD, x: Float[Tensor, "token d_in"]) -> Parts:
+def parts_of(layer: MixtureOfDecoders, x: Float[Tensor, "token d_in"]) -> Parts:
     """Gate and dense path of the layer, on its device."""
     device = layer_device(layer)
     found = [_parts(layer, part.to(device)) for part in x.split(TOKENS_AT_ONCE)]
     return Parts(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def _parts(layer: MxD, x: Tensor) -> Parts:
+def _parts(layer: MixtureOfDecoders, x: Tensor) -> Parts:
     code = layer.encode(x)
     assert code.hidden is not None
     return Parts(code.values, code.indices, gemm.linear(code.hidden, layer.D.t()))
 
 
 @torch.no_grad()
-def modulation(layer: MxD, parts: Parts, permutation: Int[Tensor, "n_units"] | None = None) -> Float[Tensor, "token d_out"]:
+def modulation(layer: MixtureOfDecoders, parts: Parts, permutation: Int[Tensor, "n_units"] | None = None) -> Float[Tensor, "token d_out"]:
     """m = Cᵀa; with a permutation, unit n uses row permutation[n] of C."""
     indices = parts.indices if permutation is None else permutation[parts.indices]
     return expert_mix(parts.values, indices, layer.C)
@@ -90,7 +90,7 @@ class Ridge(NamedTuple):
 
 
 @torch.no_grad()
-def fit_ridge(layer: MxD, fit: Pairs, validation: Pairs) -> Ridge:
+def fit_ridge(layer: MixtureOfDecoders, fit: Pairs, validation: Pairs) -> Ridge:
     """Ridge regression of y on z by normal equations in float64 on the fit tokens; penalty chosen on the validation tokens.
 
     The bias is not penalised. Penalties are `RIDGE_GRID` times the mean variance of z's components.
@@ -121,7 +121,7 @@ def fit_ridge(layer: MxD, fit: Pairs, validation: Pairs) -> Ridge:
     return min(found, key=lambda ridge: float(_readout_errors(ridge, seen, validation.y).sum()))
 
 
-def _hidden(layer: MxD, x: Tensor) -> Iterator[Tensor]:
+def _hidden(layer: MixtureOfDecoders, x: Tensor) -> Iterator[Tensor]:
     for part in x.split(TOKENS_AT_ONCE):
         yield layer.encoder(part.to(layer_device(layer)))
 
@@ -132,7 +132,7 @@ def _solve(gram: Tensor, cross: Tensor, penalty: float) -> Tensor | None:
 
 
 @torch.no_grad()
-def ridge_errors(layer: MxD, ridge: Ridge, tokens: Pairs) -> Tensor:
+def ridge_errors(layer: MixtureOfDecoders, ridge: Ridge, tokens: Pairs) -> Tensor:
     """‖y − (Wᵀz + b)‖² per token, float64 [token] on the CPU."""
     return _readout_errors(ridge, _hidden(layer, tokens.x), tokens.y)
 
@@ -172,7 +172,7 @@ def expert_permutations(parts: Parts, n_units: int, *, count: int, seed: int) ->
 
 
 def permuted_errors(
-    layer: MxD, validation: tuple[Parts, Tensor], held_out: tuple[Parts, Tensor], *, permutations: int, seed: int
+    layer: MixtureOfDecoders, validation: tuple[Parts, Tensor], held_out: tuple[Parts, Tensor], *, permutations: int, seed: int
 ) -> Tensor:
     """‖y − ŷ_π‖² per held-out token, mean over permutations; gain and bias per output refitted on the validation tokens.
 
@@ -211,7 +211,9 @@ class _Columns(NamedTuple):
 
 
 @torch.no_grad()
-def _columns(layer: MxD, validation: Pairs, held_out: Pairs, *, permutations: int, seed: int) -> tuple[_Columns, float, Parts]:
+def _columns(
+    layer: MixtureOfDecoders, validation: Pairs, held_out: Pairs, *, permutations: int, seed: int
+) -> tuple[_Columns, float, Parts]:
     """The errors that need no ridge and no control, the modulation's variation, and the parts on the validation tokens."""
     device = layer_device(layer)
     fitted, seen = parts_of(layer, validation.x), parts_of(layer, held_out.x)
@@ -238,7 +240,7 @@ def probe(layer: SparseLayer, x: Tensor, y: Tensor, *, permutations: int = 3, se
     half = len(x) // 2
     seen = Pairs(x[half:], y[half:])
     spread = float(variation(seen.y).sum())
-    if not isinstance(layer, MxD):
+    if not isinstance(layer, MixtureOfDecoders):
         errors, _, _ = token_errors(layer, seen.x, seen.y)
         return {"fvu": _number(float(errors.error.sum()), spread)}
     columns, cv, _ = _columns(layer, Pairs(x[:half], y[:half]), seen, permutations=permutations, seed=seed)
@@ -257,7 +259,7 @@ def _number(numerator: float, denominator: float) -> float | None:
 
 
 def measure(
-    layer: MxD,
+    layer: MixtureOfDecoders,
     fit: Pairs,
     validation: Pairs,
     held_out: HeldOut,

@@ -1,19 +1,26 @@
 """The sparse layers: what can stand in for a host's MLP. They need torch and nothing else of mxd's weight."""
 
-from .base import Code, Output, SparseLayer
+from .aux import aux_output
+from .base import Code, Output, SparseLayer, Units
 from .build import LAYERS, Sizes, build, from_description
 from .controls import Additive, Dense
 from .mxd import MxD, MxDConfig
+from .product_key import MxDProductKey
 from .sae import TopKSAE, TopKSAEConfig
 from .transcoder import SkipTranscoder, Transcoder, TranscoderConfig
+
+MixtureOfDecoders = MxD | MxDProductKey
+"""Every layer of the form y = (Cᵀa) * (Dᵀz) + b, whatever its gate."""
 
 __all__ = [
     "LAYERS",
     "Additive",
     "Code",
     "Dense",
+    "MixtureOfDecoders",
     "MxD",
     "MxDConfig",
+    "MxDProductKey",
     "Output",
     "Sizes",
     "SkipTranscoder",
@@ -22,6 +29,8 @@ __all__ = [
     "TopKSAEConfig",
     "Transcoder",
     "TranscoderConfig",
+    "Units",
+    "aux_output",
     "build",
     "from_description",
 ]

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import LayerError
+from ..ops.settings import current
 from ..ops.transpose import Plan
 
 
@@ -36,6 +37,17 @@ class Output(NamedTuple):
     """The reconstruction of the host MLP's output."""
     code: Code
     """The code it was made from."""
+
+
+class Units(NamedTuple):
+    """The parameters that belong to single units, one row each."""
+
+    weight: Float[Tensor, "n_units d_in"]
+    """The gate's (encoder's) rows."""
+    bias: Float[Tensor, "n_units"]
+    """Its bias."""
+    table: Float[Tensor, "n_units d_out"]
+    """What the units write: C of MxD, W_dec of transcoders and SAEs."""
 
 
 class SparseLayer(nn.Module, ABC):
@@ -63,12 +75,36 @@ class SparseLayer(nn.Module, ABC):
     """Units active per token; 0 for the dense control."""
 
     @abstractmethod
+    def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Values and indices [token, k] of the active units of x [token, d_in]."""
+
+    def _dense(self, x: Tensor) -> Tensor | None:
+        """The dense hidden vector of x [token, d_in], for kinds that have one."""
+        return None
+
     def _encode(self, x: Tensor, k: int, plan: Plan) -> Code:
-        """The code of x [token, d_in]."""
+        return Code(*self._select(x, k, plan), self._dense(x))
 
     @abstractmethod
     def _decode(self, code: Code, x: Tensor | None, plan: Plan) -> Tensor:
-        """The output [token, d_out] of a code whose tensors are [token, ..]."""
+        """The output [token, d_out] of a code whose tensors are [token, ..]; a hidden vector that is missing is made of x."""
+
+    def units(self) -> Units | None:
+        """The parameters of single units; None for a layer without units, or whose units share theirs."""
+        return None
+
+    def gates(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of every linear map that scores come from: one, for most kinds."""
+        units = self.units()
+        return [] if units is None else [(units.weight, units.bias)]
+
+    def gate_input(self, x: Tensor) -> Tensor:
+        """What the gate multiplies, made from what the layer reads."""
+        return x
+
+    def unit_scale(self, code: Code, x: Tensor | None = None) -> Tensor | None:
+        """What multiplies the sum of the units' table rows in the output [token, d_out]; None for 1."""
+        return None
 
     def encode(self, x: Float[Tensor, "*batch d_in"], k: int | None = None) -> Code:
         """The code of x. `k` overrides the layer's own k for this call (random-K training).
@@ -86,9 +122,15 @@ class SparseLayer(nn.Module, ABC):
         return Output(y.view(*lead, self.d_out), code)
 
     def forward(self, x: Float[Tensor, "*batch d_in"], k: int | None = None) -> Output:
-        """`decode(encode(x), x)`, with the sorted index of the active pairs shared by all gradients."""
+        """`decode(encode(x), x)`, with the sorted index of the active pairs shared by all gradients.
+
+        With ``Settings.recompute`` and gradients the code comes without its hidden vector, which is then never held whole.
+        """
         flat, plan = self._flat(x), Plan()
-        code = self._encode(flat, self._active(k), plan)
+        if current().recompute and torch.is_grad_enabled():
+            code = Code(*self._select(flat, self._active(k), plan), None)
+        else:
+            code = self._encode(flat, self._active(k), plan)
         y = self._decode(code, flat, plan)
         return Output(y.view(*x.shape[:-1], self.d_out), _reshape_code(code, x.shape[:-1]))
 
@@ -149,7 +191,7 @@ def check_sizes(kind: str, n_units: int, k: int, **widths: int) -> None:
         )
 
 
-def empty_code(x: Tensor, hidden: Tensor | None) -> Code:
-    """The code of a layer without units: no values, no indices."""
+def no_units(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and indices of a layer without units: none."""
     shape = (*x.shape[:-1], 0)
-    return Code(x.new_zeros(shape), torch.zeros(shape, dtype=torch.int64, device=x.device), hidden)
+    return x.new_zeros(shape), torch.zeros(shape, dtype=torch.int64, device=x.device)

@@ -11,11 +11,13 @@ from ..errors import LayerError, nearest
 from .base import SparseLayer
 from .controls import Additive, Dense, DenseConfig
 from .mxd import MxD, MxDConfig
+from .product_key import MxDProductKey
 from .sae import TopKSAE, TopKSAEConfig
 from .transcoder import SkipTranscoder, Transcoder, TranscoderConfig
 
 LAYERS: dict[str, tuple[Any, Any]] = {
     "mxd": (MxD, MxDConfig),
+    "mxd-pk": (MxDProductKey, MxDConfig),
     "transcoder": (Transcoder, TranscoderConfig),
     "skip-transcoder": (SkipTranscoder, TranscoderConfig),
     "topk-sae": (TopKSAE, TopKSAEConfig),

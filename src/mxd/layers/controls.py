@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import LayerError
-from ..ops import expert_mix, gemm, topk_gate
+from ..ops import expert_mix, topk_gate
 from ..ops.transpose import Plan
-from .base import Code, SparseLayer, check_sizes, empty_code
-from .encoder import DenseEncoder, uniform, zeros
+from .base import Code, SparseLayer, Units, check_sizes, no_units
+from .encoder import DenseEncoder, dense_path, uniform, zeros
 from .mxd import MxDConfig
 
 
@@ -54,11 +53,14 @@ class Dense(SparseLayer):
     def _active(self, k: int | None) -> int:
         return 0
 
-    def _encode(self, x: Tensor, k: int, plan: Plan) -> Code:
-        return empty_code(x, self.encoder(x))
+    def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
+        return no_units(x)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
 
     def _decode(self, code: Code, x: Tensor | None, plan: Plan) -> Tensor:
-        return gemm.linear(_hidden(code), self.D.t(), self.b)
+        return dense_path(self.encoder, self.D, code.hidden, x, self.b)
 
 
 class Additive(SparseLayer):
@@ -80,15 +82,14 @@ class Additive(SparseLayer):
         self.D = zeros(config.d_hidden, config.d_out, device=device)
         self.b = zeros(config.d_out, device=device)
 
-    def _encode(self, x: Tensor, k: int, plan: Plan) -> Code:
-        values, indices = topk_gate(x, self.G, self.b_G, k, plan)
-        return Code(values, indices, self.encoder(x))
+    def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
+        return topk_gate(x, self.G, self.b_G, k, plan)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
 
     def _decode(self, code: Code, x: Tensor | None, plan: Plan) -> Tensor:
-        return expert_mix(code.values, code.indices, self.C, plan) + gemm.linear(_hidden(code), self.D.t(), self.b)
+        return expert_mix(code.values, code.indices, self.C, plan) + dense_path(self.encoder, self.D, code.hidden, x, self.b)
 
-
-def _hidden(code: Code) -> Tensor:
-    if code.hidden is None:
-        raise LayerError("this control's code has a hidden vector", expected="the code of encode(x)", got="hidden = None")
-    return code.hidden
+    def units(self) -> Units:
+        return Units(self.G, self.b_G, self.C)

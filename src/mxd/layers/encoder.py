@@ -5,15 +5,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import LayerError, nearest
-from ..ops import gemm
+from ..ops import current, linear, using
+
+PIECE_TOKENS = 512
+"""Tokens whose hidden vectors are held at once where they are made again in the backward pass."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -69,7 +74,33 @@ class DenseEncoder(nn.Module):
         self.b_gate = zeros(d_hidden, device=device) if glu else None
 
     def forward(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_hidden"]:
-        up = gemm.linear(x, self.E.t(), self.b_E)
+        up = linear(x, self.E.t(), self.b_E)
         if self.E_gate is None:
             return self.phi(up)
-        return self.phi(gemm.linear(x, self.E_gate.t(), self.b_gate)) * up
+        return self.phi(linear(x, self.E_gate.t(), self.b_gate)) * up
+
+
+def dense_path(
+    encoder: DenseEncoder,
+    D: Float[Tensor, "d_hidden d_out"],
+    hidden: Float[Tensor, "token d_hidden"] | None,
+    x: Float[Tensor, "token d_in"] | None,
+    bias: Float[Tensor, "d_out"] | None = None,
+) -> Float[Tensor, "token d_out"]:
+    """Dᵀz + bias of a given z, or of the z of x, which is then made a piece at a time and made again in the backward pass.
+
+    Raises:
+        LayerError: neither is given.
+    """
+    if hidden is not None:
+        return linear(hidden, D.t(), bias)
+    if x is None:
+        raise LayerError("this code has no hidden vector", expected="the code of encode(x), or decode(code, x)", got="hidden = None")
+    settings = dataclasses.asdict(current())
+
+    def piece(part: Tensor, matrix: Tensor) -> Tensor:
+        with using(**settings):  # those of the forward pass: it may be over when this runs again
+            return linear(encoder(part), matrix.t(), bias)
+
+    parts = [checkpoint(piece, part, D, use_reentrant=False, preserve_rng_state=False) for part in x.split(PIECE_TOKENS)]
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])

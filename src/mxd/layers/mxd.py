@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import LayerError
-from ..ops import expert_mix, gemm, topk_gate
+from ..ops import expert_mix, topk_gate
 from ..ops.transpose import Plan
-from .base import Code, SparseLayer, check_sizes
-from .encoder import DenseEncoder, uniform, zeros
+from .base import Code, SparseLayer, Units, check_sizes
+from .encoder import DenseEncoder, dense_path, uniform, zeros
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,21 @@ class MxD(SparseLayer):
         self.D = zeros(config.d_hidden, config.d_out, device=device)
         self.b = zeros(config.d_out, device=device)
 
-    def _encode(self, x: Tensor, k: int, plan: Plan) -> Code:
-        values, indices = topk_gate(x, self.G, self.b_G, k, plan)
-        return Code(values, indices, self.encoder(x))
+    def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
+        return topk_gate(x, self.G, self.b_G, k, plan)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
 
     def _decode(self, code: Code, x: Tensor | None, plan: Plan) -> Tensor:
-        if code.hidden is None:
-            raise LayerError("an MxD code has a hidden vector", expected="the code of encode(x)", got="hidden = None")
         modulation = expert_mix(code.values, code.indices, self.C, plan)
-        return torch.addcmul(self.b, modulation, gemm.linear(code.hidden, self.D.t()))
+        return torch.addcmul(self.b, modulation, self.unit_scale(code, x))
+
+    def units(self) -> Units:
+        return Units(self.G, self.b_G, self.C)
+
+    def unit_scale(self, code: Code, x: Tensor | None = None) -> Tensor:
+        return dense_path(self.encoder, self.D, code.hidden, x)
 
     @torch.no_grad()
     def expert(self, n: int) -> Float[Tensor, "d_hidden d_out"]:

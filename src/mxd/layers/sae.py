@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..ops import expert_mix, topk_gate
 from ..ops.transpose import Plan
-from .base import Code, SparseLayer, check_sizes
+from .base import Code, SparseLayer, Units, check_sizes
 from .encoder import uniform, zeros
 
 
@@ -48,12 +48,17 @@ class TopKSAE(SparseLayer):
         self.W_dec = uniform((config.n_units, config.d_out), config.n_units, generator, device)
         self.b_dec = zeros(config.d_out, device=device)
 
-    def _encode(self, x: Tensor, k: int, plan: Plan) -> Code:
-        values, indices = topk_gate(x - self.b_dec, self.W_enc, self.b_enc, k, plan)
-        return Code(values, indices, None)
+    def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
+        return topk_gate(self.gate_input(x), self.W_enc, self.b_enc, k, plan)
 
     def _decode(self, code: Code, x: Tensor | None, plan: Plan) -> Tensor:
         return expert_mix(code.values, code.indices, self.W_dec, plan) + self.b_dec
+
+    def units(self) -> Units:
+        return Units(self.W_enc, self.b_enc, self.W_dec)
+
+    def gate_input(self, x: Tensor) -> Tensor:
+        return x - self.b_dec
 
     @torch.no_grad()
     def latent(self, n: int) -> Float[Tensor, "d_out"]:

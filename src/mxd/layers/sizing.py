@@ -30,33 +30,40 @@ def parse_budget(budget: str, *, d_in: int, d_out: int) -> int:
 def match_budget(kind: str, sizes: Sizes, budget: int) -> Sizes:
     """`sizes` with the largest n_units whose layer has at most `budget` parameters (unchanged for a kind without units).
 
-    The count is linear in n_units, so two candidates give the slope; the answer is then counted on the object itself.
+    Found by halving an interval, each candidate counted on the object itself.
 
     Raises:
         LayerError: the budget does not pay for one unit, or for k of them.
     """
     if kind == "dense":
         return sizes
-    one, two = (_count(kind, sizes._replace(n_units=n, k=1)) for n in (1, 2))
-    if budget < one:
+
+    def count(step: int) -> int:
+        return candidate(kind, sizes._replace(n_units=_units(kind, step), k=1)).budget()
+
+    if budget < count(1):
         raise LayerError(
             f"the budget is too small for one unit of a {kind}",
-            expected=f"at least {one:,} parameters",
+            expected=f"at least {count(1):,} parameters",
             got=f"{budget:,}",
             next="raise --budget",
         )
-    n_units = 1 + (budget - one) // (two - one)
-    matched = sizes._replace(n_units=n_units)
-    counted = candidate(kind, matched).budget()
-    if not counted <= budget < counted + (two - one):
-        raise AssertionError(f"{kind}: the number of parameters is not linear in n_units ({counted} for {n_units}, budget {budget})")
+    fits, too_many = 1, 2
+    while count(too_many) <= budget:
+        fits, too_many = too_many, 2 * too_many
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if count(middle) <= budget else (fits, middle)
+    matched = sizes._replace(n_units=_units(kind, fits))
+    candidate(kind, matched)
     return matched
+
+
+def _units(kind: str, step: int) -> int:
+    """The numbers of units that a kind can have, in order: all, or with product keys the squares."""
+    return step**2 if kind == "mxd-pk" else step
 
 
 def candidate(kind: str, sizes: Sizes) -> SparseLayer:
     """The layer of these sizes on the meta device: all shapes, no memory."""
     return build(kind, sizes, device=torch.device("meta"))
-
-
-def _count(kind: str, sizes: Sizes) -> int:
-    return candidate(kind, sizes).budget()

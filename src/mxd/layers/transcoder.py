@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import LayerError
-from ..ops import expert_mix, gemm, topk_gate
+from ..ops import expert_mix, linear, topk_gate
 from ..ops.transpose import Plan
-from .base import Code, SparseLayer, check_sizes
+from .base import Code, SparseLayer, Units, check_sizes
 from .encoder import uniform, zeros
 
 
@@ -54,12 +54,14 @@ class Transcoder(SparseLayer):
         self.W_dec = uniform((config.n_units, config.d_out), config.n_units, generator, device)
         self.b_dec = zeros(config.d_out, device=device)
 
-    def _encode(self, x: Tensor, k: int, plan: Plan) -> Code:
-        values, indices = topk_gate(x, self.W_enc, self.b_enc, k, plan)
-        return Code(values, indices, None)
+    def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
+        return topk_gate(x, self.W_enc, self.b_enc, k, plan)
 
     def _decode(self, code: Code, x: Tensor | None, plan: Plan) -> Tensor:
         return expert_mix(code.values, code.indices, self.W_dec, plan) + self.b_dec
+
+    def units(self) -> Units:
+        return Units(self.W_enc, self.b_enc, self.W_dec)
 
     @torch.no_grad()
     def latent(self, n: int) -> Float[Tensor, "d_out"]:
@@ -93,14 +95,16 @@ class SkipTranscoder(SparseLayer):
         self.W_skip = zeros(config.d_out, config.d_in, device=device)
         self.b_dec = zeros(config.d_out, device=device)
 
-    def _encode(self, x: Tensor, k: int, plan: Plan) -> Code:
-        values, indices = topk_gate(x, self.W_enc, self.b_enc, k, plan)
-        return Code(values, indices, None)
+    def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
+        return topk_gate(x, self.W_enc, self.b_enc, k, plan)
 
     def _decode(self, code: Code, x: Tensor | None, plan: Plan) -> Tensor:
         if x is None:
             raise LayerError("a skip transcoder decodes with its input", expected="decode(code, x)", got="decode(code)")
-        return expert_mix(code.values, code.indices, self.W_dec, plan) + gemm.linear(x, self.W_skip, self.b_dec)
+        return expert_mix(code.values, code.indices, self.W_dec, plan) + linear(x, self.W_skip, self.b_dec)
+
+    def units(self) -> Units:
+        return Units(self.W_enc, self.b_enc, self.W_dec)
 
     @torch.no_grad()
     def latent(self, n: int) -> Float[Tensor, "d_out"]:

@@ -15,21 +15,14 @@ from .base import SparseLayer
 from .controls import Additive, Dense
 from .encoder import DenseEncoder
 from .mxd import MxD
+from .product_key import MxDProductKey
 from .sae import TopKSAE
 from .transcoder import SkipTranscoder, Transcoder
 
 
 def output_bias(layer: SparseLayer) -> Tensor:
     """The parameter added last: ``b``, or ``b_dec`` of transcoders and SAEs."""
-    return layer.get_parameter("b" if isinstance(layer, (MxD, Dense, Additive)) else "b_dec")
-
-
-def gate(layer: SparseLayer) -> tuple[Tensor, Tensor] | None:
-    """Weight [n_units, d_in] and bias [n_units] of the scores that TopK selects from; None for the dense control."""
-    if isinstance(layer, Dense):
-        return None
-    names = ("G", "b_G") if isinstance(layer, (MxD, Additive)) else ("W_enc", "b_enc")
-    return layer.get_parameter(names[0]), layer.get_parameter(names[1])
+    return layer.get_parameter("b" if isinstance(layer, (MxD, MxDProductKey, Dense, Additive)) else "b_dec")
 
 
 def dense_matrices(layer: SparseLayer) -> list[Tensor]:
@@ -38,7 +31,7 @@ def dense_matrices(layer: SparseLayer) -> list[Tensor]:
     encoder = getattr(layer, "encoder", None)
     if isinstance(encoder, DenseEncoder):
         found += [encoder.E] + ([encoder.E_gate] if encoder.E_gate is not None else [])
-    if isinstance(layer, (MxD, Dense, Additive)):
+    if isinstance(layer, (MxD, MxDProductKey, Dense, Additive)):
         found.append(layer.D)
     if isinstance(layer, SkipTranscoder):
         found.append(layer.W_skip)
@@ -54,15 +47,13 @@ def start_output_bias(layer: SparseLayer, y: Float[Tensor, "token d_out"]) -> No
 @torch.no_grad()
 def centre_gate(layer: SparseLayer, inputs: Float[Tensor, "token d_in"]) -> None:
     """Gate bias = −W mean(input), so that every unit's scores start with mean 0 (arXiv 2605.31518: an uncentred input kills units)."""
-    found = gate(layer)
-    if found is not None:
-        weight, bias = found
-        mean = inputs.mean(0)
-        bias.copy_(-(weight @ (mean - output_bias(layer) if isinstance(layer, TopKSAE) else mean)))
+    mean = layer.gate_input(inputs.mean(0))
+    for weight, bias in layer.gates():
+        bias.copy_(-(weight @ mean))
 
 
 @torch.no_grad()
-def positive_modulation(layer: MxD, inputs: Float[Tensor, "token d_in"], generator: torch.Generator | None) -> None:
+def positive_modulation(layer: MxD | MxDProductKey, inputs: Float[Tensor, "token d_in"], generator: torch.Generator | None) -> None:
     """C = (1 + e)/S1 with e ~ N(0, 1) and S1 = E Σ_k a_k: the modulation Cᵀa starts near 1 with spread about 1/√K."""
     total = layer.encode(inputs).values.sum(-1).mean().clamp_min(1e-12)
     noise = torch.randn(layer.C.shape, generator=generator, device=layer.C.device)
@@ -131,7 +122,7 @@ def fit_output(layer: SparseLayer, inputs: Float[Tensor, "token d_in"], y: Float
 
 
 def _output_parameters(layer: SparseLayer) -> list[torch.nn.Parameter]:
-    if isinstance(layer, (MxD, Dense)):
+    if isinstance(layer, (MxD, MxDProductKey, Dense)):
         return [layer.D]
     if isinstance(layer, Additive):
         return [layer.C, layer.D]

@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..rows import crowded
+from ..rows.eager import dots
 from ..transpose import Plan, sum_by_unit
 
 
@@ -18,10 +20,19 @@ def expert_mix(
     table: Float[Tensor, "n_units d_out"],
     plan: Plan | None = None,
 ) -> Float[Tensor, "token d_out"]:
-    """sum_k values[t, k] * table[indices[t, k]]: MxD's Cᵀa, and a transcoder's or SAE's whole decoder."""
+    """See `mxd.ops.expert_mix`."""
+    if not (torch.is_grad_enabled() and (values.requires_grad or table.requires_grad)):
+        return mix(values, indices, table)
     out = _ExpertMix.apply(values, indices, table, plan or Plan())
     assert isinstance(out, Tensor)
     return out
+
+
+def mix(values: Tensor, indices: Tensor, table: Tensor) -> Tensor:
+    """The forward pass, without autograd."""
+    if crowded.is_crowded(values.shape[1], table.shape[0]):
+        return crowded.mix(values, indices, table)
+    return F.embedding_bag(indices, table, mode="sum", per_sample_weights=values)
 
 
 class _ExpertMix(torch.autograd.Function):
@@ -29,29 +40,18 @@ class _ExpertMix(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, indices: Tensor, table: Tensor, plan: Plan) -> Tensor:
         ctx.save_for_backward(values, indices, table)
         ctx.plan = plan
-        return F.embedding_bag(indices, table, mode="sum", per_sample_weights=values)
+        return mix(values, indices, table)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, table = ctx.saved_tensors
         grad = grads[0].contiguous()
-        grad_values = _dots(grad, table, indices) if ctx.needs_input_grad[0] else None
-        grad_table = None
-        if ctx.needs_input_grad[2]:
+        few = crowded.is_crowded(values.shape[1], table.shape[0])
+        grad_values = grad_table = None
+        if ctx.needs_input_grad[0]:
+            grad_values = crowded.dots(grad, table, indices) if few else dots(grad, table, indices)
+        if ctx.needs_input_grad[2] and few:
+            grad_table = crowded.sum_by_unit(grad, values, indices, table.shape[0])
+        elif ctx.needs_input_grad[2]:
             grad_table = sum_by_unit(grad, values, ctx.plan.by_unit(indices, table.shape[0]))
         return grad_values, None, grad_table, None
-
-
-def _dots(grad: Tensor, table: Tensor, indices: Tensor) -> Tensor:
-    """grad[t] · table[indices[t, k]] for every active pair.
-
-    The operator is the one autograd itself calls behind `embedding_bag`; it reads each row where it lies. Calling it here
-    rather than through autograd spares that path's dense gradient of the table.
-    """
-    tokens, k = indices.shape
-    if indices.numel() == 0:
-        return grad.new_zeros(tokens, k)
-    start = torch.arange(0, tokens * k, k, device=indices.device)
-    bag = torch.arange(tokens, device=indices.device).repeat_interleave(k)
-    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(grad, table, indices.flatten(), start, bag, 0)
-    return dots.view(tokens, k)

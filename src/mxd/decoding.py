@@ -1,0 +1,224 @@
+"""Continuing token sequences with a causal language model: many in one batch, a KV cache, fixed shapes, a compiled step.
+
+Knows no host, no tokenizer and no layer: token ids in, token ids out. Three ways to take a step, one token a row each:
+
+    dynamic   the cache grows by a token a step; what needs no padding gets none
+    static    a cache of a fixed size and prompts padded to a multiple of `BUCKET`, so that every step has the same shapes
+    compiled  static, and the step goes through torch.compile (fullgraph: a graph break is an error, never a silent slow path)
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from .errors import ConfigError, HostError
+
+BUCKET = 32
+"""Static prompts and caches are padded to a multiple of this many tokens: few shapes, hence few compilations."""
+BACKEND = "inductor"
+"""What torch.compile makes of the step."""
+COMPILATIONS = 64
+"""Different models, sets of stand-ins and shapes whose compiled steps are kept; PyTorch's own limit is 8."""
+
+
+class Generated(NamedTuple):
+    """One continuation."""
+
+    prompt_ids: list[int]
+    """The prompt as the host read it, BOS first where the tokenizer has one."""
+    new_ids: list[int]
+    """The tokens added; shorter than asked for when the last is an end-of-text token."""
+    text: str
+    """The added tokens as text, without the prompt and without special tokens."""
+
+
+class Layout(NamedTuple):
+    """Prompts side by side: padded on the left, so that the newest token of every row stands in the same column."""
+
+    ids: Int64[Tensor, "row prompt"]
+    """Prompts; 0 where padded."""
+    mask: Bool[Tensor, "row total"] | None
+    """False where padded, True at prompts and at all tokens to come; None where nothing is padded."""
+    positions: Int64[Tensor, "row total"]
+    """Position of each token in its own row, counted from 0; 0 where padded."""
+
+
+class Decoder:
+    """Continues batches of token sequences with one model.
+
+    A row's result is that of the row alone, up to the rounding of products of another size: the padding is masked, and the
+    noise of a step is the same in every row.
+    """
+
+    def __init__(self, model: Any, static_cache: Callable[[int], Any]) -> None:
+        """`model` is a transformers causal LM in evaluation mode; `static_cache` makes a KV cache of a fixed number of tokens."""
+        self.model, self._static_cache = model, static_cache
+        known = inspect.signature(model.forward).parameters
+        self._takes_positions, self._keeps_logits = "position_ids" in known, "logits_to_keep" in known
+        self._kept: tuple[tuple[int, int], Any] | None = None
+
+    def extend(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        new_tokens: int,
+        ends: set[int],
+        temperature: float = 0.0,
+        seed: int = 0,
+        static: bool = False,
+        compiled: bool = False,
+    ) -> list[list[int]]:
+        """The tokens added to each prompt, up to and with the first of `ends`, at most `new_tokens`. `compiled` implies `static`.
+
+        Raises:
+            ConfigError: compiled, and this machine has nothing to compile with.
+            HostError: compiled, and the step cannot be compiled.
+        """
+        device = self.model.device
+        static = static or compiled
+        if compiled:
+            check_compiler(device)
+        laid = lay_out(prompts, new_tokens, bucket=BUCKET if static else 1, device=device)
+        width = laid.ids.shape[1]
+        cache = self._cache(len(prompts), laid.positions.shape[1], keep=compiled) if static else None
+        take_step = _compiled_step if compiled else _step
+        pick = _Picker(temperature, seed)
+        added: list[list[int]] = [[] for _ in prompts]
+        going = set(range(len(prompts)))
+        with torch.no_grad(), _compilations(compiled):
+            inputs = self._inputs(laid, laid.ids, 0, width, static)
+            scores, cache = _read(self.model, cache, {**inputs, **({"logits_to_keep": 1} if self._keeps_logits else {})})
+            for at in range(width, width + new_tokens):
+                chosen = pick(scores)
+                for row, token in enumerate(chosen.tolist()):
+                    if row in going:
+                        added[row].append(token)
+                        if token in ends:
+                            going.discard(row)
+                if not going or at + 1 == width + new_tokens:
+                    break
+                scores = take_step(self.model, cache, self._inputs(laid, chosen[:, None], at, at + 1, static))
+        return added
+
+    def _inputs(self, laid: Layout, ids: Tensor, start: int, end: int, static: bool) -> dict[str, Tensor]:
+        """What the model is given for columns `start` to `end`: nothing that it would not work out itself alike."""
+        inputs = {"input_ids": ids}
+        if laid.mask is not None:
+            inputs["attention_mask"] = laid.mask if static else laid.mask[:, :end]
+            if self._takes_positions:
+                inputs["position_ids"] = laid.positions[:, start:end].clone()
+        return inputs
+
+    def _cache(self, rows: int, tokens: int, *, keep: bool) -> Any:
+        """An empty static cache. The compiled step is bound to its cache's memory: the last one is kept for further calls."""
+        if self._kept is not None and self._kept[0] == (rows, tokens) and keep:
+            self._kept[1].reset()
+            return self._kept[1]
+        cache = self._static_cache(tokens)
+        if keep:
+            self._kept = ((rows, tokens), cache)
+        return cache
+
+
+def lay_out(prompts: Sequence[Sequence[int]], new_tokens: int, *, bucket: int, device: torch.device) -> Layout:
+    """Prompts padded on the left to a multiple of `bucket`, with room for `new_tokens`, again to a multiple of it.
+
+    With a bucket of 1 prompts of one length are not padded; with a larger one there is always a mask, so that shapes repeat.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    width = -(-longest // bucket) * bucket
+    total = -(-(width + new_tokens) // bucket) * bucket
+    pads = torch.tensor([width - len(prompt) for prompt in prompts], device=device)[:, None]
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    columns = torch.arange(total, device=device)[None]
+    padded = bucket > 1 or any(len(prompt) < width for prompt in prompts)
+    return Layout(ids, columns >= pads if padded else None, (columns - pads).clamp(min=0))
+
+
+class _Picker:
+    """The next token of each row: the likeliest, or a sample of softmax(scores / temperature)."""
+
+    def __init__(self, temperature: float, seed: int) -> None:
+        self.temperature, self.noise = temperature, torch.Generator().manual_seed(seed)
+
+    def __call__(self, scores: Float[Tensor, "row vocab"]) -> Int64[Tensor, "row"]:
+        if not self.temperature > 0:
+            return scores.argmax(-1)
+        # minus the logarithm of an exponential variable is Gumbel noise
+        gumbel = -torch.empty(scores.shape[-1], dtype=torch.float64).exponential_(generator=self.noise).log()
+        return (scores.cpu().double() / self.temperature + gumbel).argmax(-1).to(scores.device)
+
+
+def _read(model: Any, cache: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+    """Scores of the token after the last column, float32 [row, vocab], and the cache."""
+    out = model(**inputs, past_key_values=cache, use_cache=True)
+    return out.logits[:, -1].float(), out.past_key_values
+
+
+def _step(model: Any, cache: Any, inputs: dict[str, Tensor]) -> Tensor:
+    return _read(model, cache, inputs)[0]
+
+
+def _compiled_step(model: Any, cache: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """`_step` through torch.compile: compiled once for each model, set of stand-ins and shape, and kept for the process."""
+    from torch._dynamo import exc
+
+    step = _compile(BACKEND)
+    try:
+        try:
+            return step(model, cache, inputs)
+        except exc.FailOnRecompileLimitHit:
+            torch.compiler.reset()  # too many different models and shapes in one process: forget them all, go on with this one
+            return step(model, cache, inputs)
+    except exc.TorchDynamoException as error:
+        cause = getattr(error, "inner_exception", error)
+        said = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise HostError("one step of this host cannot be compiled", got=said, next="leave out --compile (compiled=True)") from error
+
+
+@contextmanager
+def _compilations(compiled: bool) -> Iterator[None]:
+    """Let `COMPILATIONS` steps be kept."""
+    if not compiled:
+        yield
+        return
+    import torch._dynamo.config as config
+
+    with config.patch(recompile_limit=COMPILATIONS):
+        yield
+
+
+@functools.cache
+def _compile(backend: str) -> Callable[[Any, Any, dict[str, Tensor]], Tensor]:
+    return torch.compile(_step, fullgraph=True, backend=backend)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Find out before a minute has gone by.
+
+    Raises:
+        ConfigError: torch.compile has no C++ compiler (CPU) or no Triton (CUDA) to make kernels with.
+    """
+    if BACKEND != "inductor":
+        return
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise ConfigError("--compile needs Triton on CUDA devices", next="pip install triton, or leave out --compile")
+        return
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError, OSError):
+        what = "g++ or clang++ on the PATH, or its path in CXX"
+        raise ConfigError("--compile needs a C++ compiler", expected=what, got="none", next="install one, or leave out --compile") from None

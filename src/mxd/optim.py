@@ -1,0 +1,40 @@
+"""Adam inside the backward pass: each parameter is updated as soon as its gradient is there, and the gradient forgotten.
+
+The numbers are those of an ordinary Adam step after the backward pass, bit for bit; at most one gradient is held at a time instead of
+one for every parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+
+class AdamInBackward:
+    """Fused Adam over `parameters`; ``loss.backward()`` is the step. A gradient never outlives it.
+
+    Set `learning_rate` and, to hold the weights still, `found_inf` (1.0) before the backward pass.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], *, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+        self.found_inf: Tensor | None = None
+        """A tensor on the parameters' device: where it is 1, a step changes nothing, and nobody waits to find out."""
+        self.adams = {parameter: torch.optim.Adam([parameter], lr=learning_rate, fused=True) for parameter in parameters}
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._updater(adam)) for parameter, adam in self.adams.items()]
+
+    def close(self) -> None:
+        """Leave the parameters alone from now on."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _updater(self, adam: torch.optim.Adam) -> Callable[[Tensor], None]:
+        def update(parameter: Tensor) -> None:
+            adam.param_groups[0]["lr"] = self.learning_rate
+            adam.found_inf = self.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+            adam.step()
+            parameter.grad = None
+
+        return update
