@@ -42,7 +42,7 @@ LAWS: dict[str, str] = {
     r"objectives": r"layers/.*|ops/.*",
     r"tracking": r"layers/.*",
     r"optim": r"$^",
-    r"train": r"objectives|optim|layers/.*|tracking|checkpoint|recipes",
+    r"train": r"clock|objectives|optim|layers/.*|tracking|checkpoint|recipes",
     r"interop/.*": r"interop/.*|layers/.*",
     r"checkpoint": r"layers/.*|interop/.*",
     r"assets": r"$^",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -73,3 +75,16 @@ def test_closed_it_leaves_gradients_to_others() -> None:
     loss_of(mine, batches()[0]).backward()
     assert all(p.grad is not None for p in mine.parameters())
     assert torch.equal(first(mine), first(network()))
+
+
+def test_a_dropped_optimiser_frees_its_parameters_at_once() -> None:
+    gc.disable()
+    try:
+        mine = network()
+        ours = AdamInBackward(mine.parameters(), learning_rate=1.0)
+        loss_of(mine, batches()[0]).backward()
+        kept = weakref.ref(first(mine))
+        del mine, ours
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -123,12 +123,13 @@ def test_the_settings_of_the_ops_hold_while_training_and_no_longer(
 
 def test_the_screened_gate_and_small_slices_train_the_same_layer(small: TrainConfig, tmp_path: Path) -> None:
     def final_loss(name: str, **change: Any) -> float:
-        run = train(replace(small, out=tmp_path / name, kinds=("transcoder",), **change), quiet=True)
+        run = train(replace(small, **{"out": tmp_path / name, "kinds": ("transcoder",), **change}), quiet=True)
         return [row["loss"] for row in run.metrics() if "loss" in row][-1]
 
     plain = final_loss("plain")
     assert final_loss("slices", scores_mib=0.01) == pytest.approx(plain, rel=1e-4)
     assert final_loss("screened", gate="screened") == pytest.approx(plain, rel=1e-4)
+    assert final_loss("recomputed", kinds=("mxd",), recompute=True) == pytest.approx(final_loss("mxd", kinds=("mxd",)), rel=1e-4)
 
 
 def test_settings_of_the_auxiliary_loss_reach_every_student(small: TrainConfig) -> None:

@@ -33,7 +33,9 @@ def render() -> dict[Path, str]:
     reports = [_read(path) for path in sorted((DOCS / "results").glob("*-seed*.json"))]
     tables = {recipe: _table(reports, recipe) for recipe in ("ours", "host-encoder", "paper")}
     return {
-        PAGE: _filled(PAGE, {**tables, "routing": _routing(reports), **{mark: _study(mark) for mark in STUDIES}}),
+        PAGE: _filled(
+            PAGE, {**tables, "routing": _routing(reports), **{mark: _study(mark) for mark in STUDIES}, "precision": _precision()}
+        ),
         README: _filled(README, {"demo": _demo(_read(DOCS / "results" / "demo.json")), "speed": bench_tables.targets()}),
         bench_tables.PAGE: _filled(bench_tables.PAGE, bench_tables.tables()),
         **bench_tables.plots(),
@@ -107,7 +109,6 @@ def _routing(reports: list[dict[str, Any]]) -> str:
 STUDIES = {
     "auxk": {"study-auxk-off.json": "without", "study-auxk-on.json": "with AuxK"},
     "gates": {"study-gates.json": ""},
-    "precision": {"study-auxk-off.json": "fp32", "study-bf16.json": "bf16"},
 }
 """Mark of docs/results.md -> reports that stand in its table, and what is said of each."""
 
@@ -127,6 +128,15 @@ def _study(mark: str) -> str:
                 f"| {name} | {said} | {s['n_units']:,} | {s['params'] / 1e6:.1f} M | {s['excess_ce']:.4f} [{low:.4f}, {high:.4f}] "
                 f"| {s['fvu']:.4f} | {100 * s['dead_fraction']:.1f} % | {s['max_firing_frequency']:.2f} |"
             )
+    return "\n".join(lines)
+
+
+def _precision() -> str:
+    """Losses and errors of the same students under two precisions (tools/compare_losses.py)."""
+    lines = ["| student | training loss, fp32 | bf16 | validation FVU, fp32 | bf16 |", "|---|---|---|---|---|"]
+    for row in _read(DOCS / "results" / "study-precision.json")["rows"]:
+        (loss, other_loss), (fvu, other_fvu) = row["loss"], row["fvu"]
+        lines.append(f"| {row['student']} | {loss:.3f} | {other_loss:.3f} | {fvu:.4f} | {other_fvu:.4f} |")
     return "\n".join(lines)
 
 

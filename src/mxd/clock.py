@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+import torch
+
 Item = TypeVar("Item")
 
 
@@ -43,3 +45,42 @@ class Span:
     def __exit__(self, *_: object) -> None:
         seconds = self._clock.seconds
         seconds[self._part] = round(seconds.get(self._part, 0.0) + time.perf_counter() - self._began, 3)
+
+
+class DeviceTimer:
+    """Seconds that a device spends on the work begun inside ``with timer:``, added up, without waiting for it.
+
+    Work for a GPU is only queued by the CPU, whose own clock would count the queueing; marks in the queue count the work. They are read
+    by `seconds`, which waits for the last of them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._seconds = 0.0
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self._on_gpu:
+            self._start = self._mark()
+        else:
+            self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self._on_gpu:
+            self._marks.append((self._start, self._mark()))
+        else:
+            self._seconds += time.perf_counter() - self._began
+
+    @property
+    def seconds(self) -> float:
+        for start, end in self._marks:
+            end.synchronize()
+            self._seconds += start.elapsed_time(end) / 1e3
+        self._marks.clear()
+        return self._seconds
+
+    @staticmethod
+    def _mark() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

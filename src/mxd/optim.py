@@ -6,6 +6,7 @@ one for every parameter.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 
 import torch
@@ -23,18 +24,28 @@ class AdamInBackward:
         self.found_inf: Tensor | None = None
         """A tensor on the parameters' device: where it is 1, a step changes nothing, and nobody waits to find out."""
         self.adams = {parameter: torch.optim.Adam([parameter], lr=learning_rate, fused=True) for parameter in parameters}
-        self._hooks = [parameter.register_post_accumulate_grad_hook(self._updater(adam)) for parameter, adam in self.adams.items()]
+        self._hooks = [parameter.register_post_accumulate_grad_hook(_updater(weakref.ref(self))) for parameter in self.adams]
 
     def close(self) -> None:
         """Leave the parameters alone from now on."""
         for hook in self._hooks:
             hook.remove()
 
-    def _updater(self, adam: torch.optim.Adam) -> Callable[[Tensor], None]:
-        def update(parameter: Tensor) -> None:
-            adam.param_groups[0]["lr"] = self.learning_rate
-            adam.found_inf = self.found_inf  # pyright: ignore[reportAttributeAccessIssue]
-            adam.step()
-            parameter.grad = None
+    def update(self, parameter: Tensor) -> None:
+        """One step of `parameter`, whose gradient is then forgotten."""
+        adam = self.adams[parameter]
+        adam.param_groups[0]["lr"] = self.learning_rate
+        adam.found_inf = self.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+        adam.step()
+        parameter.grad = None
 
-        return update
+
+def _updater(owner: weakref.ref[AdamInBackward]) -> Callable[[Tensor], None]:
+    """A hook that does not keep the optimiser alive, which holds the parameter, which holds the hook: circles are freed late."""
+
+    def update(parameter: Tensor) -> None:
+        optimiser = owner()
+        if optimiser is not None:
+            optimiser.update(parameter)
+
+    return update

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .clock import DeviceTimer
 from .layers import MixtureOfDecoders, Output, Sizes, SparseLayer, aux_output, build
 from .layers.warm_start import (
     centre_gate,
@@ -108,7 +109,7 @@ class Student:
         self.counts = FiringCounts(self.layer.n_units, torch.device(device))
         self.steps = 0
         self.tokens = 0
-        self.seconds = 0.0
+        self._timer = DeviceTimer(torch.device(device))
         self.stopped: str | None = None
         self._loss = torch.full((), math.nan, device=device)
         self._broken = torch.zeros((), device=device)
@@ -122,6 +123,11 @@ class Student:
         return self.spec.name
 
     @property
+    def seconds(self) -> float:
+        """Seconds that the device spent on this student. Reading it waits for the device."""
+        return self._timer.seconds
+
+    @property
     def last_loss(self) -> float:
         """Training loss of the last step, without the auxiliary one. Reading it waits for the device."""
         return float(self._loss)
@@ -132,7 +138,10 @@ class Student:
 
     def start(self, sample: ActivationBatch, host: EncoderWeights | None) -> None:
         """Set up what depends on data, from a sample of the first buffer, as the recipe says."""
-        began = time.perf_counter()
+        with self._timer:
+            self._start(sample, host)
+
+    def _start(self, sample: ActivationBatch, host: EncoderWeights | None) -> None:
         recipe, layer = self.spec.recipe, self.layer
         if recipe.centre or recipe.warm_start_steps:
             # The first position has tens of times the norm of the others and would drown them in every mean.
@@ -156,7 +165,6 @@ class Student:
             with torch.no_grad():
                 self._score_scale = float((inputs[:256] @ units.weight.t()).std())
         self._make_optimisers()
-        self.seconds += time.perf_counter() - began
 
     def step(self, batch: ActivationBatch) -> None:
         """One optimiser step. A loss that is not finite stops this student, its weights as they were before.
@@ -164,25 +172,29 @@ class Student:
         Nothing here waits for a GPU: whether the loss is finite is read every `LOOK_EVERY_STEPS` steps there, and until then the
         optimisers leave the weights alone by themselves.
         """
-        began = time.perf_counter()
+        with self._timer:
+            self._step(batch)
+
+    def _step(self, batch: ActivationBatch) -> None:
         inputs = self.inputs(batch)
         output = self.layer(inputs, self._draw_k())
         loss = self.loss(output.y, batch.y)
-        self._loss = loss.detach()
-        self._broken = torch.maximum(self._broken, (~self._loss.isfinite()).float())
-        if self._looks() and float(self._broken):
-            self.stopped = f"the loss became {self.last_loss} at step {self.steps + 1}"
-            return
         total = loss + self._auxiliary(inputs, output, batch.y)
+        self._loss = loss.detach()
+        self._broken = torch.maximum(self._broken, (~total.detach().isfinite()).float())
+        if self._looks() and float(self._broken):
+            self.stopped = f"the loss became {float(total.detach())} at step {self.steps + 1}"
+            return
+        fired = output.code._replace(hidden=None)
+        del output  # what it holds need not outlive the backward pass
         assert self._adam is not None
         self._adam.learning_rate, self._adam.found_inf = self.learning_rate(), self._broken
         total.backward()
         self._step_muon()
-        self.counts.add(output.code)
+        self.counts.add(fired)
         self._balance()
         self.steps += 1
         self.tokens += len(batch.y)
-        self.seconds += time.perf_counter() - began
 
     def _looks(self) -> bool:
         """Whether this step may wait for the device."""

@@ -228,3 +228,31 @@ def test_configurations_are_frozen() -> None:
     layer = build("mxd", SIZES)
     with pytest.raises(dataclasses.FrozenInstanceError):
         layer.config.k = 5
+
+
+@pytest.mark.parametrize("kind", ["mxd", "mxd-pk", "dense", "additive"])
+def test_hidden_vectors_that_are_made_again_are_not_held(kind: str) -> None:
+    layer = build(kind, Sizes(d_in=8, d_out=8, n_units=64, k=2, d_hidden=512))
+    x = torch.randn(2048, 8)
+    held: dict[bool, int] = {}
+    for recompute in (False, True):
+        sizes: list[int] = []
+
+        def keep(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with using(recompute=recompute), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            layer(x)
+        held[recompute] = max(sizes)
+    assert held[False] == 2048 * 512 and held[True] < 2048 * 512 / 4
+
+
+def test_a_code_without_hidden_vector_needs_x() -> None:
+    layer = random_layer("mxd")
+    x = torch.randn(4, 6, dtype=torch.float64)
+    code = layer.encode(x)
+    bare = code._replace(hidden=None)
+    assert torch.allclose(layer.decode(bare, x).y, layer.decode(code).y, rtol=1e-12)
+    with pytest.raises(LayerError, match=r"no hidden vector \| expected the code of encode\(x\), or decode\(code, x\)"):
+        layer.decode(bare)

@@ -60,3 +60,29 @@ def test_an_unknown_override_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         gemm.uses_onednn()
     monkeypatch.undo()
     gemm.uses_onednn.cache_clear()
+
+
+@pytest.mark.parametrize(("precision", "held"), [("tf32", "tf32"), ("fp32", "ieee")])
+def test_on_cuda_a_product_has_its_precision_whatever_the_process_has(precision: str, held: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Backend:
+        """Stands in for ``torch.backends.cuda.matmul``, which a CPU has no use for."""
+
+        def __init__(self) -> None:
+            self.seen = ["the process's own"]
+
+        @property
+        def fp32_precision(self) -> str:
+            return self.seen[-1]
+
+        @fp32_precision.setter
+        def fp32_precision(self, value: str) -> None:
+            self.seen.append(value)
+
+    backend = Backend()
+    monkeypatch.setattr(torch.backends.cuda, "matmul", backend)
+    a, b = torch.randn(3, 4), torch.randn(4, 2)
+    assert torch.equal(gemm._cuda_mm(a, b, precision), a @ b)
+    assert backend.seen == ["the process's own", held, "the process's own"]
+    with pytest.raises(RuntimeError):
+        gemm._cuda_mm(a, a, precision)
+    assert backend.fp32_precision == "the process's own", "also after an error"

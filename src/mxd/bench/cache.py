@@ -19,8 +19,8 @@ from .runs import Timed, same_weights, scratch, timed_train
 
 
 def config(host_name: str, text: tuple[str, ...], device: str, quick: bool) -> TrainConfig:
-    """One MxD, K = 32, on the demo's host, layer and budget, in steps of the demo's size."""
-    made = TrainConfig(host=host_name, text=text, device=device, kinds=("mxd",), k=(32,), tokens=102_400, tokens_per_step=512)
+    """One MxD, K = 32, on the demo's host, layer, budget and number of tokens, in steps of the default size."""
+    made = TrainConfig(host=host_name, text=text, device=device, kinds=("mxd",), k=(32,), tokens=307_200)
     return dataclasses.replace(made, k=(4,), tokens=2048, tokens_per_step=256, buffer_tokens=512) if quick else made
 
 
@@ -35,7 +35,8 @@ def rows(*, device: torch.device, threads: int, runs: int, quick: bool, host_nam
         harvested = time.perf_counter() - began
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
         check = ""
-        timed_train(dataclasses.replace(streaming, out=folder / "warm-up"))
+        few = min(streaming.tokens, 8 * streaming.tokens_per_step)  # enough to have read every file and made every thread once
+        timed_train(dataclasses.replace(streaming, out=folder / "warm-up", tokens=few))
         for turn in range(runs):
             for name, extra in (("streamed", {}), ("cached", {"activations": store})):
                 taken[name].append(timed_train(dataclasses.replace(streaming, out=folder / f"{name}-{turn}", **extra)))
