@@ -26,6 +26,9 @@ KS = (16, 32, 64, 128, 256)
 def config(host_name: str, text: tuple[str, ...], device: str, quick: bool) -> TrainConfig:
     """The one-pass run: the demo's host, layer and budget."""
     made = TrainConfig(host=host_name, text=text, device=device, kinds=KINDS, k=KS, budget="16x", tokens=20_480)
+    # Twelve measurements of the routing, which a run makes however long it is, would outweigh so short a run: one, as in the same stretch
+    # of a run of the demo's length.
+    made = dataclasses.replace(made, probe_every_steps=made.tokens)
     return dataclasses.replace(made, k=(2, 4), tokens=1024, tokens_per_step=256, buffer_tokens=512) if quick else made
 
 
