@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
@@ -317,7 +318,7 @@ def test_a_broken_loss_seen_late_has_changed_nothing(tmp_path: Path, monkeypatch
 
 def test_an_auxiliary_loss_that_is_not_finite_stops_the_student_too(monkeypatch: pytest.MonkeyPatch) -> None:
     one = student("transcoder", aux_weight=0.1, aux_k=4, dead_after_tokens=1)
-    monkeypatch.setattr("mxd.train.aux_output", lambda layer, x, *rest: x * math.inf)
+    monkeypatch.setattr(importlib.import_module("mxd.train"), "aux_output", lambda layer, x, *rest: x * math.inf)
     before = one.layer.get_parameter("W_enc").clone()
     monkeypatch.setattr(one.counts, "dead", lambda after: torch.tensor([0]))
     one.step(next(stream(1))["h"])
