@@ -233,6 +233,11 @@ class Run:
         """The trained layer of one student, in evaluation mode."""
         return load_layer(self.path / self.student(name).folder, device)
 
+    def weights_sha256(self, name: str) -> str:
+        """The checksum of a student's weight file, as its cfg.json states it."""
+        about = read_json(self.path / self.student(name).folder / "cfg.json")
+        return str(about["mxd"]["weights_sha256"]) if isinstance(about, dict) and "mxd" in about else ""
+
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line cut short by a crash is left out."""
         path = self.path / "metrics.jsonl"

@@ -144,6 +144,12 @@ class TrainConfig:
 class EvalConfig:
     """Evaluate every student of a run in the host, on held-out text, and write report.json."""
 
+    suite: str = "quick"
+    """quick: faithfulness and routing. full: also generation agreement, probes, steering, anatomy, selectivity and cost. paper: the same
+    parts by the published protocols."""
+    parts: tuple[str, ...] = ()
+    """Only these parts besides faithfulness and routing: generation_agreement, probes, steering, anatomy, selectivity, cost. Default:
+    those of the suite."""
     sequences: int = 200
     """Held-out sequences for cross-entropy; at least 200 for the intervals to mean something."""
     fit_tokens: int = 40_960
@@ -152,6 +158,8 @@ class EvalConfig:
     """Held-out text to measure on: test (the final numbers) or validation (to choose a recipe)."""
     students: tuple[str, ...] = ()
     """Only these students, by name; default: all."""
+    edit: Path | None = None
+    """Edit that `mxd edit` wrote: measure the student it belongs to with its units ablated, scaled or added to."""
     bootstrap: int = 2000
     """Bootstrap resamples behind every interval."""
     permutations: int = 10

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .. import edits
 from ..checkpoint import Run, StudentRecord
 from ..config import EvalConfig
 from ..errors import ConfigError
 from ..harvest import Batch, collect
 from ..layers import MixtureOfDecoders, SparseLayer
 from ..text import TokenBlock
-from . import fidelity, report, routing
+from . import fidelity, report, routing, suite
 from .bootstrap import mean_interval
 from .fidelity import Constant, HeldOut, Losses, Swap
+from .parts import finite
+from .suite import Kept
 
 if TYPE_CHECKING:
     from ..host import Host
@@ -31,11 +33,20 @@ SEQUENCES_PER_READ = 8
 WEIGHT_BYTES = 2**31
 """Students held in memory at once, by the size of their weights; more are measured in several passes."""
 
-Progress = Callable[[int, str], None]
+FAITHFULNESS_SHARE = 0.15
+"""Of the time of a larger suite, about; for the progress bar."""
+VERSION = 1
+"""Raised whenever the same options come to mean other figures of faithfulness or routing."""
+_OPTIONS = ("fit_tokens", "permutations")
+
+Progress = Callable[[float, str], None]
+Load = Callable[[StudentRecord], SparseLayer]
 
 
 def evaluate(run: Run, host: Host, corpus: Corpus, config: EvalConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Measure every student and write ``report.json``, ``.md``, ``.html`` and ``frontier.svg`` into the run folder.
+
+    Every finished measurement is kept under ``evals/`` in the run: after a stop, the same call goes on where it was.
 
     With ``split="validation"`` the files are called ``report-validation.*`` and ``frontier-validation.svg``, so that choosing
     a recipe never touches the figures on test text; what would be fitted on validation tokens is then fitted on training
@@ -46,7 +57,7 @@ def evaluate(run: Run, host: Host, corpus: Corpus, config: EvalConfig, progress:
         host: the host it was trained on.
         corpus: the texts it was trained on.
         config: what to measure and on how much text.
-        progress: called with the number of sequences done (of ``config.sequences``) and a word on what is being done.
+        progress: called with the fraction done and a word on what is being done.
 
     Returns:
         The report: run-level keys at the top, one dict per student under ``students``; figures that are undefined are None.
@@ -57,24 +68,82 @@ def evaluate(run: Run, host: Host, corpus: Corpus, config: EvalConfig, progress:
         RunError: unknown student, or a damaged run folder.
     """
     _check(config)
-    records = [run.student(name) for name in config.students] if config.students else run.students
+    records, load = _students(run, host, config)
+    kept = Kept(run, config, host.fingerprint)
     say = progress or (lambda _done, _note: None)
+    measurements = len(records) * len(suite.wanted(config))
+    result = _faithfulness(
+        kept, host, corpus, records, load, lambda done, note: say(done * (1 if not measurements else FAITHFULNESS_SHARE), note)
+    )
+    found = suite.measure(
+        kept, records, load, host, corpus, lambda done, note: say(FAITHFULNESS_SHARE + (1 - FAITHFULNESS_SHARE) * done / measurements, note)
+    )
+    for student, record in zip(result["students"], records, strict=True):
+        student.update(suite.already(kept, record) | found[record.name])
+    clean = finite(result)
+    report.write(run, clean)
+    return clean
+
+
+def _students(run: Run, host: Host, config: EvalConfig) -> tuple[list[StudentRecord], Load]:
+    """The students asked for, and how their layers are had: an edit narrows them to the one it belongs to, and is applied."""
+    edit = edits.read(config.edit) if config.edit else None
+    names = config.students or ((edit.student,) if edit else ())
+    records = [run.student(name) for name in names] if names else run.students
+    if edit and [r.name for r in records] != [edit.student]:
+        raise ConfigError("this --edit belongs to another student", expected=edit.student, got=", ".join(r.name for r in records))
+
+    def load(record: StudentRecord) -> SparseLayer:
+        layer = run.load(record.name, host.device)
+        return edit.apply(layer) if edit else layer
+
+    return list(records), load
+
+
+def _faithfulness(kept: Kept, host: Host, corpus: Corpus, records: Sequence[StudentRecord], load: Load, say: Progress) -> dict[str, Any]:
+    """The report without the parts of the suite. Students measured before under the same settings are not measured again."""
+    config = kept.config
+    settings = {r.name: kept.settings("faithfulness", VERSION, _OPTIONS, r) | _control(kept.run, r) for r in records}
+    found = {r.name: kept.read("faithfulness", r.name, settings[r.name]) for r in records}
+    todo = [r for r in records if found[r.name] is None]
+    around = next((f["run"] for f in found.values() if f is not None), {})
+    if todo:
+        around, fresh = _measure(kept.run, host, corpus, todo, load, config, say)
+        for record in todo:
+            figures = {"run": around, "student": fresh[record.name]}
+            found[record.name] = kept.write("faithfulness", record.name, settings[record.name], figures)
+    say(1.0, "faithfulness")
+    result = _run_figures(kept.run, host, config, records, around)
+    result["students"] = [{**_student(r), **(found[r.name] or {})["student"]} for r in records]
+    return result
+
+
+def _control(run: Run, record: StudentRecord) -> dict[str, Any]:
+    """What a student's figures depend on besides itself: its dense control."""
+    name = _dense_name(run, record)
+    return {"dense": run.weights_sha256(name) if name else None}
+
+
+def _measure(
+    run: Run, host: Host, corpus: Corpus, records: Sequence[StudentRecord], load: Load, config: EvalConfig, say: Progress
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What holds for the whole sample of text, and the figures of every student."""
     hookpoints = list(dict.fromkeys(record.hookpoint for record in records))
-    say(0, "reading activations")
+    say(0.0, "reading activations")
     blocks = _sample(corpus, host, config, run.info["config"]["tokens_per_sequence"])
     fit, validation, held_out = (_read(host, block, hookpoints) for block in blocks)
     documents = torch.unique(blocks[2].documents, return_inverse=True)[1].repeat_interleave(blocks[2].ids.shape[1])
     seen = {h: HeldOut(*held_out[h], documents.to(held_out[h].x.device)) for h in hookpoints}
-    say(0, "errors and routing")
-    figures = {r.name: _activation_figures(run, r, fit[r.hookpoint], validation[r.hookpoint], seen[r.hookpoint], config) for r in records}
+    say(0.0, "errors and routing")
+    figures = {
+        r.name: _activation_figures(run, r, load(r), fit[r.hookpoint], validation[r.hookpoint], seen[r.hookpoint], config) for r in records
+    }
     means = {h: fit[h].y.mean(0) for h in hookpoints}
     del fit, validation, held_out, seen
-    base, losses = _losses(run, host, records, means, blocks[2].ids, say)
-    result = _run_figures(run, host, config, blocks, hookpoints, base, losses)
-    result["students"] = [{**_student(r), **_loss_figures(r, base, losses, config), **figures[r.name]} for r in records]
-    clean = report.finite(result)
-    report.write(run, clean)
-    return clean
+    base, losses = _losses(host, records, load, means, blocks[2].ids, say)
+    return _text_figures(blocks, hookpoints, base, losses), {
+        r.name: {**_loss_figures(r, base, losses, config), **figures[r.name]} for r in records
+    }
 
 
 def _check(config: EvalConfig) -> None:
@@ -106,11 +175,10 @@ def _read(host: Host, block: TokenBlock, hookpoints: list[str]) -> dict[str, Bat
 
 
 def _activation_figures(
-    run: Run, record: StudentRecord, fit: Batch, validation: Batch, seen: HeldOut, config: EvalConfig
+    run: Run, record: StudentRecord, layer: SparseLayer, fit: Batch, validation: Batch, seen: HeldOut, config: EvalConfig
 ) -> dict[str, Any]:
-    """Errors, firing, and for an MxD the routing."""
+    """Errors, firing, and for an MxD (not for an edited one) the routing."""
     device = seen.x.device
-    layer = run.load(record.name, device)
     found = fidelity.activation_statistics(layer, seen, resamples=config.bootstrap, seed=config.seed)
     if isinstance(layer, MixtureOfDecoders):
         found["routing"] = routing.measure(
@@ -132,13 +200,17 @@ def _pairs(batch: Batch) -> routing.Pairs:
 
 def _dense_control(run: Run, record: StudentRecord, device: torch.device) -> SparseLayer | None:
     """The dense control trained beside this student under the same recipe, whether or not it is among the students asked for."""
-    own = (record.hookpoint, record.recipe)
-    name = next((r.name for r in run.students if r.kind == "dense" and (r.hookpoint, r.recipe) == own), None)
+    name = _dense_name(run, record)
     return run.load(name, device) if name else None
 
 
+def _dense_name(run: Run, record: StudentRecord) -> str | None:
+    own = (record.hookpoint, record.recipe)
+    return next((r.name for r in run.students if r.kind == "dense" and (r.hookpoint, r.recipe) == own), None)
+
+
 def _losses(
-    run: Run, host: Host, records: Sequence[StudentRecord], means: dict[str, Tensor], ids: Tensor, say: Progress
+    host: Host, records: Sequence[StudentRecord], load: Load, means: dict[str, Tensor], ids: Tensor, say: Progress
 ) -> tuple[Losses, dict[str, Losses]]:
     """Cross-entropy and the rest with each student in place, and under both ablations of each hookpoint."""
     swaps: dict[str, Swap] = {}
@@ -149,11 +221,11 @@ def _losses(
     base: Losses | None = None
     losses: dict[str, Losses] = {}
     for number, group in enumerate(groups):
-        now = {f"student@{r.name}": Swap(r.hookpoint, run.load(r.name, host.device)) for r in group}
+        now = {f"student@{r.name}": Swap(r.hookpoint, load(r)) for r in group}
         now = {**swaps, **now} if number == 0 else now
 
         def done(sequences: int, number: int = number) -> None:
-            say((number * len(ids) + sequences) // len(groups), "cross-entropy")
+            say((number + sequences / len(ids)) / len(groups), "cross-entropy")
 
         base, found = fidelity.swapped_losses(host, ids, now, done)
         losses.update(found)
@@ -190,24 +262,32 @@ def _loss_figures(record: StudentRecord, base: Losses, losses: dict[str, Losses]
     }
 
 
-def _run_figures(
-    run: Run,
-    host: Host,
-    config: EvalConfig,
-    blocks: tuple[TokenBlock, TokenBlock, TokenBlock],
-    hookpoints: list[str],
-    base: Losses,
-    losses: dict[str, Losses],
+def _text_figures(
+    blocks: tuple[TokenBlock, TokenBlock, TokenBlock], hookpoints: list[str], base: Losses, losses: dict[str, Losses]
 ) -> dict[str, Any]:
-    """What holds for the whole run. With several hookpoints, what differs between them is a dict by hookpoint."""
+    """What holds for the sample of text, whichever the student; ablations by hookpoint."""
+    held_out = blocks[2]
+    return {
+        "base_ce": float(base.ce.mean()),
+        "zero_ablation_ce": {h: float(losses[f"zero@{h}"].ce.mean()) for h in hookpoints},
+        "mean_ablation_ce": {h: float(losses[f"mean@{h}"].ce.mean()) for h in hookpoints},
+        "eval_tokens": held_out.ids.numel(),
+        "eval_sequences": len(held_out.ids),
+        "eval_documents": len(held_out.documents.unique()),
+        "fit_tokens": blocks[0].ids.numel(),
+        "validation_tokens": blocks[1].ids.numel(),
+    }
 
-    def ablated(how: str) -> Any:
-        by = {h: float(losses[f"{how}@{h}"].ce.mean()) for h in hookpoints}
+
+def _run_figures(run: Run, host: Host, config: EvalConfig, records: Sequence[StudentRecord], around: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds for the whole run. With several hookpoints, what differs between them is a dict by hookpoint."""
+    hookpoints = list(dict.fromkeys(record.hookpoint for record in records))
+
+    def ablated(key: str) -> Any:
+        by = {h: around[key].get(h) for h in hookpoints}
         return by[hookpoints[0]] if len(by) == 1 else by
 
     layers = [host.site(h).layer for h in hookpoints]
-    held_out = blocks[2]
-    ce = float(base.ce.mean())
     return {
         "format_version": report.FORMAT_VERSION,
         "host": run.info["host"]["name"],
@@ -215,15 +295,12 @@ def _run_figures(
         "host_fingerprint": run.info["host"].get("fingerprint"),
         "layer": layers[0] if len(layers) == 1 else layers,
         "hookpoint": hookpoints[0] if len(hookpoints) == 1 else hookpoints,
-        "base_ce": ce if math.isfinite(ce) else None,
-        "zero_ablation_ce": ablated("zero"),
-        "mean_ablation_ce": ablated("mean"),
+        **around,
+        "zero_ablation_ce": ablated("zero_ablation_ce"),
+        "mean_ablation_ce": ablated("mean_ablation_ce"),
+        "suite": config.suite,
+        "edit": config.edit.stem if config.edit else None,
         "split": config.split,
-        "eval_tokens": held_out.ids.numel(),
-        "eval_sequences": len(held_out.ids),
-        "eval_documents": len(held_out.documents.unique()),
-        "fit_tokens": blocks[0].ids.numel(),
-        "validation_tokens": blocks[1].ids.numel(),
         "train_tokens": run.info.get("train_tokens"),
         "budget": run.info["config"].get("budget"),
         "recipe": run.info["config"].get("recipe"),

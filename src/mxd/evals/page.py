@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import figures, report
+from . import figures, report, sections, suite
 from .figures import Report, Student, hookpoints, students_at
 from .svg import STYLE, Figure, escape, number
 
@@ -94,6 +94,7 @@ def _section(result: Report, metrics: Sequence[Mapping[str, Any]], hookpoint: st
         parts += [_routing(result, student) for student in experts]
         histories = [(s, figures.routing_history(metrics, s)) for s in experts[:6]]
         parts.append(_plots(*((f"{s['name']}: routing during training", figure) for s, figure in histories if figure)))
+    parts += [sections.html(section) for section in suite.sections(students)]
     rest = [("Training loss", figures.losses(result, metrics, hookpoint)), ("How often units fire", figures.firing(result, hookpoint))]
     if any(figure for _, figure in rest):
         parts += ["<h2>Training and firing</h2>", _plots(*((name, figure) for name, figure in rest if figure))]

@@ -6,29 +6,20 @@ Everything here is made from the report and the metrics alone, so that a report 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoint import Run, read_json, write_atomic
 from ..errors import RunError
-from . import figures
+from . import figures, sections, suite
 from .figures import Report, Student, at_hookpoint, hookpoints, students_at
+from .parts import finite
 from .svg import NAMES, number
 
 FORMAT_VERSION = 1
 """Version of report.json."""
 MISSING = "–"
-
-
-def finite(value: Any) -> Any:
-    """`value` with every number that is NaN or infinite replaced by None, tuples by lists: what JSON can hold."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def files(run: Run, split: str) -> dict[str, Path]:
@@ -277,6 +268,8 @@ def markdown(report: Report, frontier: str = "frontier.svg") -> str:
         for student in students_at(report, hookpoint):
             if student.get("routing"):
                 lines += [*_routing_markdown(report, student), ""]
+        for section in suite.sections(students_at(report, hookpoint)):
+            lines += sections.markdown(section, _md)
     lines += [f"![Sparsity and accuracy]({frontier})", "", "## How to read this", ""]
     lines += [f"- {_md(note)}" for note in notes(report)]
     versions = ", ".join(f"{name} {version}" for name, version in (report.get("versions") or {}).items())

@@ -4,6 +4,7 @@ from .aux import aux_output
 from .base import Code, Output, SparseLayer, Units
 from .build import LAYERS, Sizes, build, from_description
 from .controls import Additive, Dense
+from .edited import Edited
 from .mxd import MxD, MxDConfig
 from .product_key import MxDProductKey
 from .sae import TopKSAE, TopKSAEConfig
@@ -17,6 +18,7 @@ __all__ = [
     "Additive",
     "Code",
     "Dense",
+    "Edited",
     "MixtureOfDecoders",
     "MxD",
     "MxDConfig",

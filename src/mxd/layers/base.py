@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -60,10 +60,10 @@ class SparseLayer(nn.Module, ABC):
         unit: the word for one unit: ``"expert"``, ``"latent"``, or ``"none"``.
     """
 
-    kind: ClassVar[str]
-    reads: ClassVar[Literal["input", "output"]] = "input"
-    is_control: ClassVar[bool] = False
-    unit: ClassVar[str] = "latent"
+    kind: str
+    reads: Literal["input", "output"] = "input"
+    is_control: bool = False
+    unit: str = "latent"
 
     config: Any
     """The frozen dataclass that this layer was built from; `dataclasses.asdict` of it rebuilds the layer."""
