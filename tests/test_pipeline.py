@@ -53,7 +53,7 @@ def test_one_pass_trains_every_kind_k_layer_and_recipe(small: TrainConfig, tmp_p
     config = replace(small, out=tmp_path / "run", kinds=KINDS, k=(2, 3), layers=("0", "layers.2.mlp"), recipe=("paper", "ours"))
     run = train(config, quiet=True)
     names = {s.name for s in run.students}
-    assert len(names) == len(run.students) == 2 * 2 * (6 * 2 + 1)
+    assert len(names) == len(run.students) == 2 * 2 * (8 * 2 + 1)
     assert {"mxd-k3-ours@layers.2.mlp", "dense-paper@layers.0.mlp", "topk-sae-k2-ours@layers.0.mlp"} <= names
     assert all(s.tokens_trained == 4096 and s.steps == 16 and s.stopped is None for s in run.students)
     budget = run.students[0].params
@@ -93,6 +93,11 @@ def test_the_same_seed_gives_the_same_bits_in_any_company(small: TrainConfig, tm
         {"k": (3,)},
         {"precision": "bf16"},
         {"aux_weight": 0.5, "dead_after_tokens": 256},
+        {"recipe": ("ours+width=0.5",)},
+        {"recipe": ("ours+phi=relu",)},
+        {"recipe": ("ours+encoder=mlp",)},
+        {"recipe": ("ours+random-k",)},
+        {"recipe": ("ours+l1=0.1",)},
     ],
 )
 def test_each_option_changes_the_result(small: TrainConfig, change: dict[str, Any], tmp_path: Path) -> None:
@@ -253,6 +258,8 @@ def test_a_student_that_diverges_is_recorded_and_the_others_finish(
         ({"budget": "100"}, LayerError, "too small for one unit"),
         ({"budget": "lots"}, ConfigError, "--budget is not understood"),
         ({"recipe": ("hers",)}, ConfigError, "unknown --recipe"),
+        ({"recipe": ("ours", "ours+rank=0.5")}, ConfigError, r"--recipe ours\+rank=0.5: \+rank=0.5 has no effect on any of --kinds"),
+        ({"sizes": "published", "host": "gpt2", "recipe": ("ours+width=0.5",)}, ConfigError, r"settles what \+width=0.5 would"),
         ({"loss": "mse"}, ConfigError, "unknown --loss"),
         ({"schedule": "cosine"}, ConfigError, "unknown --schedule"),
         ({"sizes": "big"}, ConfigError, "matched or published"),
@@ -265,7 +272,7 @@ def test_a_student_that_diverges_is_recorded_and_the_others_finish(
         ({"precision": "fp8"}, ConfigError, r"unknown precision \| expected .* \| got fp8"),
         ({"gate": "half"}, ConfigError, "unknown gate"),
         ({"scores_mib": -1.0}, ConfigError, "scores_mib must be positive"),
-        ({"sizes": "published", "kinds": ("mxd-pk",), "host": "gpt2"}, ConfigError, "the paper has no mxd-pk"),
+        ({"sizes": "published", "kinds": ("mxd-pk",), "host": "gpt2"}, ConfigError, "no --sizes published for mxd-pk"),
         ({"tokens_per_sequence": 1}, ConfigError, "--tokens-per-sequence"),
         ({"tokens": 10_000_000}, TextError, r"expected 10,000,000 tokens .* got \d\d\d,\d\d\d in"),
         ({"layers": ("7",)}, HostError, "no MLP at 7"),
@@ -624,3 +631,50 @@ def test_a_text_without_validation_documents_is_harvested_without_them(
     run = train(from_cache(small, cache, out=tmp_path / "run", kinds=("dense",)), quiet=True)
     assert "no validation text" in caplog.text
     assert not any("probe" in row for row in run.metrics())
+
+
+def test_arms_of_a_recipe_train_in_one_pass_at_one_budget(small: TrainConfig, tmp_path: Path) -> None:
+    arms = ("ours", "ours+width=0.25", "ours+phi=relu+encoder=mlp", "ours+rank=0.5", "ours+l1=0.1")
+    config = replace(small, out=tmp_path / "run", kinds=("mxd", "cp-mumoe", "mov", "transcoder", "dense"), k=(2, 3), recipe=arms)
+    run = train(config, quiet=True)
+    layers = {record.name: run.load(record.name) for record in run.students}
+    recorded = {record.name: record for record in run.students}
+    assert {name for name in layers if name.startswith("transcoder")} == {
+        "transcoder-k2-ours",
+        "transcoder-k3-ours",
+        "transcoder-relu-ours+l1=0.1",
+    }
+    assert {name for name in layers if name.startswith("dense")} == {f"dense-{arm}" for arm in arms[:3]}
+    for kind in ("mxd", "cp-mumoe", "mov"):
+        plain = layers[f"{kind}-k2-ours"].config
+        assert (plain.d_hidden, plain.activation, plain.glu) == (24, "silu", True)
+        assert layers[f"{kind}-k2-ours+width=0.25"].config.d_hidden == 6
+        other = layers[f"{kind}-k2-ours+phi=relu+encoder=mlp"].config
+        assert (other.activation, other.glu) == ("relu", False)
+        free = layers[f"{kind}-relu-ours+l1=0.1"]
+        assert free.k == free.n_units and recorded[f"{kind}-relu-ours+l1=0.1"].k == free.n_units
+    assert layers["cp-mumoe-k2-ours"].config.rank == 16 and layers["cp-mumoe-k2-ours+rank=0.5"].config.rank == 8
+    budget = recorded["transcoder-k2-ours"].params
+    assert all(0.9 < record.params / budget <= 1 for record in run.students if record.kind != "dense")
+
+
+def test_random_k_can_be_asked_for_by_one_arm(small: TrainConfig) -> None:
+    config = replace(small, recipe=("ours", "ours+random-k", "ours+l1=0.1"), random_k=False)
+    sites = HostFeed(config).sites
+    drawn = {spec.name: spec.random_k for spec in plan.plan(config, sites)}
+    assert drawn["mxd-k2-ours+random-k"] and not drawn["mxd-k2-ours"]
+    every = {spec.name: spec.random_k for spec in plan.plan(replace(config, random_k=True), sites)}
+    assert every["mxd-k2-ours"] and not every["mxd-relu-ours+l1=0.1"], "a gate with l1 has no K to draw"
+
+
+def test_an_arm_is_compared_with_the_dense_control_of_what_concerns_it(small: TrainConfig, tmp_path: Path) -> None:
+    arms = ("ours", "ours+positive-c", "ours+l1=0.1")
+    run = train(replace(small, out=tmp_path / "run", kinds=("mxd", "dense"), recipe=arms), quiet=True)
+    assert [s.name for s in run.students if s.kind == "dense"] == ["dense-ours"]
+    report = pipeline.evaluate(run, EvalConfig(sequences=8, fit_tokens=512, bootstrap=20, permutations=2), quiet=True)
+    routed = {s["name"]: s["routing"] for s in report["students"] if s["kind"] == "mxd"}
+    assert len(routed) == 3
+    for found in routed.values():
+        assert isinstance(found["g_r"]["value"], float) and "reason" not in found["g_r"]
+    free = next(s for s in report["students"] if s["name"] == "mxd-relu-ours+l1=0.1")
+    assert 0 <= free["l0"] <= free["n_units"] == free["k"]

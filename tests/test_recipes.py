@@ -35,7 +35,7 @@ def test_the_published_recipe_is_as_published() -> None:
 
 def test_only_mxd_and_its_controls_take_the_hosts_encoder() -> None:
     for kind, chosen in recipes.RECIPES["host-encoder"].items():
-        dense = kind in ("mxd", "mxd-pk", *CONTROLS)
+        dense = kind in ("mxd", "mxd-pk", "cp-mumoe", "mov", *CONTROLS)
         assert (chosen.encoder == "host-frozen") is dense
         assert chosen.name == ("host-encoder" if dense else "ours")
 
@@ -71,7 +71,7 @@ def test_published_hosts_are_known_by_name(name: str, key: str | None) -> None:
 def test_the_demo_trains_four_kinds_and_the_controls_at_one_budget() -> None:
     config = recipes.demo()
     assert (
-        config.kinds == tuple(kind for kind in KINDS if kind != "mxd-pk")
+        config.kinds == tuple(kind for kind in KINDS if kind not in ("mxd-pk", "cp-mumoe", "mov"))
         and config.k == (32,)
         and config.tokens >= 300_000
         and config.out.name == "demo"
@@ -82,3 +82,149 @@ def test_two_names_for_one_recipe_give_one_student() -> None:
     config = TrainConfig(recipe=("paper", "ours", "host-encoder"))
     assert [r.name for r in recipes.chosen(config, "mxd")] == ["paper", "ours", "host-encoder"]
     assert [r.name for r in recipes.chosen(config, "transcoder")] == ["paper", "ours"]
+
+
+def only(name: str, kind: str = "mxd") -> recipes.Recipe:
+    (found,) = recipes.chosen(TrainConfig(recipe=(name,)), kind)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("modifier", "kind", "field", "value"),
+    [
+        ("muon", "skip-transcoder", "optimiser", "muon"),
+        ("centre", "mxd", "centre", True),
+        ("no-centre", "topk-sae", "centre", False),
+        ("balance", "mov", "balance", True),
+        ("no-balance", "cp-mumoe", "balance", False),
+        ("positive-c", "mov", "positive_c", True),
+        ("random-k", "transcoder", "random_k", True),
+        ("aux", "transcoder", "aux_weight", 1 / 32),
+        ("aux=0.5", "mxd", "aux_weight", 0.5),
+        ("lr=2e-3", "dense", "learning_rate", 2e-3),
+        ("warmup=7", "mxd", "warmup_steps", 7),
+        ("schedule=constant", "mxd", "schedule", "constant"),
+        ("warm-start=3", "mxd", "warm_start_steps", 3),
+        ("width=0.25", "dense", "width", 0.25),
+        ("phi=relu", "additive", "phi", "relu"),
+        ("encoder=glu", "mxd-pk", "shape", "glu"),
+        ("rank=0.5", "cp-mumoe", "rank", 0.5),
+        ("l1=0.01", "topk-sae", "l1", 0.01),
+        ("lr-gate=0.5", "transcoder", "gate_rate", 0.5),
+        ("lr-c=3", "mxd", "table_rate", 3.0),
+    ],
+)
+@pytest.mark.parametrize("base", ["paper", "ours"])
+def test_a_modifier_sets_its_field_and_nothing_else(base: str, modifier: str, kind: str, field: str, value: object) -> None:
+    found = only(f"{base}+{modifier}", kind)
+    assert getattr(found, field) == value
+    also = {"balance": False} if field == "l1" else {}  # a gate without TopK is not balanced
+    assert replace(only(base, kind), name=f"{base}+{modifier}", **{**also, field: value}) == found
+
+
+def test_every_modifier_is_tested_above() -> None:
+    (marks,) = (m for m in test_a_modifier_sets_its_field_and_nothing_else.pytestmark if m.args[0] != "base")  # pyright: ignore
+    tested = {case[0].partition("=") for case in marks.args[1]}
+    assert {key for key, sign, _ in tested if not sign} == set(recipes.FLAGS)
+    assert {key for key, sign, _ in tested if sign} == set(recipes.VALUES)
+
+
+def test_modifiers_add_up_and_keep_the_name_as_typed() -> None:
+    found = only("host-encoder+muon+lr=1e-3+positive-c")
+    assert (found.name, found.optimiser, found.learning_rate) == ("host-encoder+muon+lr=1e-3+positive-c", "muon", 1e-3)
+    assert found.encoder == "host-frozen" and found.positive_c
+
+
+def test_a_kind_goes_without_the_modifiers_that_do_nothing_to_it_in_name_as_well() -> None:
+    config = TrainConfig(recipe=("ours", "ours+width=0.25", "ours+lr=1e-3+width=0.25", "host-encoder+positive-c"))
+    assert [r.name for r in recipes.chosen(config, "transcoder")] == ["ours", "ours+lr=1e-3"]
+    assert [r.name for r in recipes.chosen(config, "dense")] == ["ours", "ours+width=0.25", "ours+lr=1e-3+width=0.25", "host-encoder"]
+    assert [r.name for r in recipes.chosen(config, "mxd")] == list(config.recipe)
+
+
+def test_an_arm_finds_its_control_under_the_name_that_the_control_has() -> None:
+    assert recipes.counterpart("ours+positive-c+lr=1e-3", "dense") == "ours+lr=1e-3"
+    assert recipes.counterpart("host-encoder+random-k", "dense") == "host-encoder"
+    assert recipes.counterpart("ours", "dense") == "ours"
+    assert recipes.counterpart("a name from elsewhere", "dense") == "a name from elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ours+moun", r"unknown modifier in --recipe ours\+moun \| expected muon; all: muon .*lr= .* \| got \+moun"),
+        ("ours+", r"unknown modifier"),
+        ("ours+muon=1", r"unknown modifier .* got \+muon=1"),
+        ("ours+lr", r"expected lr= or"),
+        ("ours+lr=", r"what is \+lr=\? \| expected lr= and a number above 0 \| got nothing"),
+        ("ours+lr=fast", r"expected lr= and a number above 0 \| got fast"),
+        ("ours+lr=nan", "a number above 0"),
+        ("ours+lr=inf", "a number above 0"),
+        ("ours+lr=0", "a number above 0"),
+        ("ours+lr= 1", "a number above 0"),
+        ("ours+lr=١", "a number above 0"),
+        ("ours+lr=1_0", "a number above 0"),
+        ("ours+warmup=1.5", "a whole number of steps"),
+        ("ours+warmup=-1", "a whole number of steps"),
+        ("ours+width=9", "at most 8"),
+        ("ours+phi=tanh", r"expected phi= and host, gelu, .* \| got tanh"),
+        ("ours+schedule=cosine", "expected schedule= and constant, linear"),
+        ("ours+lr=1+lr=2", r"sets learning rate twice \| expected once \| got \+lr=2"),
+        ("ours+centre+no-centre", "sets centre twice"),
+        ("uors+muon", r"unknown --recipe \| expected ours"),
+        ("ours+lr=" + "0" * 120 + "1", "too long for the name of a folder"),
+        ("host-encoder+width=0.5", r"takes the host's encoder as it is \| expected no width, phi or encoder"),
+        ("host-encoder+phi=relu", "takes the host's encoder as it is"),
+        ("host-encoder+encoder=mlp", "takes the host's encoder as it is"),
+        ("ours+l1=0.1+random-k", r"a gate with l1 has no K \| expected one of \+l1 and \+random-k"),
+        ("ours+l1=0.1+balance", r"a gate with l1 has no K \| expected one of \+l1 and \+balance"),
+    ],
+)
+def test_a_modifier_that_makes_no_sense_is_one_line(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        only(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "modifier", "option"),
+    [
+        ({"lr": 1e-3}, "lr=2e-3", "--lr"),
+        ({"warmup_steps": 3}, "warmup=4", "--warmup-steps"),
+        ({"schedule": "linear"}, "schedule=constant", "--schedule"),
+        ({"aux_weight": 0.1}, "aux", "--aux-weight"),
+    ],
+)
+def test_an_option_and_a_modifier_for_the_same_contradict_each_other(change: dict[str, object], modifier: str, option: str) -> None:
+    config = replace(TrainConfig(recipe=(f"ours+{modifier}",)), **change)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=rf"{option} contradicts --recipe ours\+{modifier}"):
+        recipes.chosen(config, "mxd")
+
+
+def test_the_first_modifier_without_effect_is_found() -> None:
+    assert recipes.without_effect(TrainConfig(kinds=("transcoder",), recipe=("ours+lr=1", "ours+width=0.5"))) == (
+        "ours+width=0.5",
+        "width=0.5",
+    )
+    assert recipes.without_effect(TrainConfig(kinds=("transcoder", "dense"), recipe=("ours+width=0.5",))) is None
+
+
+def test_the_names_of_phi_are_the_encoders() -> None:
+    from mxd.layers.encoder import ACTIVATIONS
+
+    assert tuple(ACTIVATIONS) == recipes.ACTIVATIONS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_grammar_says_of_a_kind_is_so(kind: str) -> None:
+    from mxd.layers import Sizes, build
+    from mxd.layers.warm_start import MODULATED, dense_matrices, unit_tables
+
+    layer = build(kind, Sizes(4, 4, 9, 2, 5))
+    gates = layer.gates()
+    assert (kind in recipes.ENCODED) == hasattr(layer, "encoder")
+    assert (kind in recipes.GATED) == bool(gates) == bool(unit_tables(layer))
+    assert (kind in recipes.OWN_ROWS) == (len(gates) == 1 and len(gates[0][1]) == layer.n_units)
+    assert (kind in recipes.WRITING) == (layer.units() is not None)
+    assert (kind in recipes.FLAGS["muon"].kinds) == bool(dense_matrices(layer))
+    assert (kind in recipes.MODULATED) == isinstance(layer, MODULATED)

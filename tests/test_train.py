@@ -36,7 +36,7 @@ class HostEncoder(NamedTuple):
     b_gate: Tensor | None
 
 
-SIZES = Sizes(d_in=8, d_out=8, n_units=25, k=4, d_hidden=12)
+SIZES = Sizes(d_in=8, d_out=8, n_units=25, k=4, d_hidden=12, rank=6)
 FAST = Recipe("fast", learning_rate=1e-2, warmup_steps=0, schedule="constant")
 
 
@@ -324,3 +324,68 @@ def test_an_auxiliary_loss_that_is_not_finite_stops_the_student_too(monkeypatch:
     one.step(next(stream(1))["h"])
     assert one.stopped is not None and math.isfinite(one.last_loss)
     assert torch.equal(one.layer.get_parameter("W_enc"), before)
+
+
+def test_l1_makes_a_gate_without_top_k_sparse(tmp_path: Path) -> None:
+    free = SIZES._replace(k=SIZES.n_units)
+    active: list[float] = []
+    for weight in (0.0, 0.05, 0.5):
+        one = student("transcoder", replace(FAST, l1=weight), steps=150, sizes=free)
+        run([one], tmp_path, steps=150)
+        active.append(float((one.layer.encode(next(stream(1))["h"].x).values > 0).sum(1).float().mean()))
+    assert active[0] > 8 and active[0] > active[1] + 1 > active[2] + 2
+
+
+def test_the_penalty_is_the_mean_sum_of_a_and_rises_over_a_tenth_of_the_steps() -> None:
+    one = student("mxd", replace(FAST, l1=0.5), steps=100, sizes=SIZES._replace(k=SIZES.n_units))
+    output = one.layer(next(stream(1))["h"].x)
+    full = 0.5 * output.code.values.sum(1).mean()
+    for steps, share in ((0, 0.1), (4, 0.5), (9, 1.0), (99, 1.0)):
+        one.steps = steps
+        assert torch.allclose(torch.as_tensor(one._penalty(output)), share * full)
+    assert student("mxd")._penalty(output) == 0.0
+
+
+@pytest.mark.parametrize(("field", "moves"), [("gate_rate", {"C"}), ("table_rate", {"G", "b_G"})])
+def test_the_learning_rates_of_the_gate_and_of_c_are_their_own(field: str, moves: set[str]) -> None:
+    one = student(recipe=replace(FAST, **{field: 0.0}))
+    with torch.no_grad():
+        one.layer.get_parameter("D").normal_()
+    before = {name: parameter.detach().clone() for name, parameter in one.layer.named_parameters()}
+    for batch in stream(3):
+        one.step(batch["h"])
+    changed = {name for name in ("G", "b_G", "C") if not torch.equal(before[name], one.layer.get_parameter(name))}
+    assert changed == moves
+    assert not torch.equal(before["D"], one.layer.get_parameter("D"))
+
+
+def test_a_factor_on_the_learning_rate_is_that_factor() -> None:
+    half, same = student(recipe=replace(FAST, table_rate=0.5)), student(recipe=FAST)
+    before = half.layer.get_parameter("C").detach().clone()
+    for one in (half, same):
+        with torch.no_grad():
+            one.layer.get_parameter("D").fill_(0.1)
+        one.step(next(stream(1))["h"])
+    moved = [one.layer.get_parameter("C").detach() - before for one in (half, same)]
+    assert torch.allclose(2 * moved[0], moved[1], rtol=1e-3, atol=1e-7) and moved[1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["cp-mumoe", "mov"])
+def test_kinds_without_a_table_are_balanced_and_have_no_auxiliary_loss(kind: str) -> None:
+    one = student(kind, replace(FAST, learning_rate=0.0, balance=True), aux_weight=1.0, dead_after_tokens=1)
+    bias = one.layer.get_parameter("b_G")
+    with torch.no_grad():
+        bias[0], bias[1] = -100.0, 100.0
+    for batch in stream(20):
+        one.step(batch["h"])
+    assert bias[0] > -100 and bias[1] < 100
+    output = one.layer(next(stream(1))["h"].x)
+    assert one._auxiliary(next(stream(1))["h"].x, output, output.y) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["mxd", "mxd-pk", "cp-mumoe", "mov", "dense", "additive", "skip-transcoder"])
+def test_muon_trains_every_kind_that_has_a_dense_matrix(kind: str, tmp_path: Path) -> None:
+    one = student(kind, replace(FAST, optimiser="muon"), steps=100)
+    assert one._muon is not None
+    losses = [row["loss"] for row in run([one], tmp_path, steps=100)]
+    assert losses[-1] < 0.9 * losses[0]  # pyright: ignore[reportOperatorIssue]

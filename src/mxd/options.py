@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from .config import BenchConfig, EvalConfig, GenerateConfig, HarvestConfig, TrainConfig
+from .config import BenchConfig, EditConfig, EvalConfig, GenerateConfig, HarvestConfig, StudyConfig, TrainConfig
 
 Config = TypeVar("Config")
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -54,6 +54,14 @@ class GenerateOptions(GenerateConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditOptions(EditConfig):
+    """Write down an edit of one student (units ablated, scaled or added to) as a small file that mxd generate and mxd eval take."""
+
+    run: RunFolder
+    """Run folder that `mxd train` wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """Write report.md, report.html and frontier.svg again from report.json, without measuring anything."""
 
@@ -61,6 +69,8 @@ class ReportOptions:
     """Run folder that `mxd eval` wrote a report into."""
     split: str = "test"
     """Which of its reports: on test or on validation text."""
+    edit: Path | None = None
+    """Which of its reports: that of the student as this edit changed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +88,16 @@ class FetchOptions:
     """Fetch built-in assets ahead, for use without a network: the host (converted as well) and texts."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME ...]")] = ("smollm2", "sotu", "wiki-en")
-    """The host `smollm2` and corpora (sotu, wiki-en, wiki-fr, wiki-es, news); `all` for all of them. Default: what the demo needs."""
+    """The host `smollm2` and corpora (sotu, wiki-en, wiki-fr, wiki-es, news), labelled texts (sentiment, code); `all` for
+    all of them. Default: what the demo needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(StudyConfig):
+    """Run one of the studies behind docs/results.md: a question, the students that answer it, one table."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
+    """Which study; without a name, all are listed: tuning, comparison, topk-or-l1, encoder, rank, random-k, n-or-k, mode-2, routing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +116,10 @@ OPTIONS: dict[str, type[Any]] = {
     "eval": EvalOptions,
     "report": ReportOptions,
     "generate": GenerateOptions,
+    "edit": EditOptions,
     "info": InfoOptions,
     "fetch": FetchOptions,
+    "study": StudyOptions,
     "bench": BenchOptions,
 }
 """Verb -> its options, in the order of the help."""

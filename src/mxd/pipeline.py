@@ -249,8 +249,8 @@ def evaluate(run: str | Path | Run, config: EvalConfig | None = None, *, quiet: 
     opened = run if isinstance(run, Run) else Run.open(run)
     config = config or EvalConfig()
     host, corpus = reopen(opened, device=config.device)
-    with Bar("evaluating", 1000, "thousandths", quiet=quiet) as bar:
-        return evaluate_run(opened, host, corpus, config, progress=lambda done, note: bar.update(int(1000 * done), note))
+    with Bar("evaluating", 100, "%", quiet=quiet) as bar:
+        return evaluate_run(opened, host, corpus, config, progress=lambda done, note: bar.update(int(100 * done), note))
 
 
 def reopen(run: Run, *, device: str = "auto") -> tuple[Host, Corpus]:

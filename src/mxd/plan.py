@@ -27,6 +27,10 @@ CACHED = ("host", "revision", "dtype", "text", "text_column", "tokens_per_sequen
 """Options of a training run that a cache of activations has settled already."""
 
 
+UNPUBLISHED = ("mxd-pk", "cp-mumoe", "mov")
+"""Kinds of which the paper gives no sizes."""
+
+
 def settled(config: TrainConfig, cached: Mapping[str, Any] | None = None) -> TrainConfig:
     """`config` with its open layers filled in and, where activations are cached, with what they were made of.
 
@@ -89,6 +93,7 @@ def check(config: TrainConfig) -> None:
         _check_different(name, getattr(config, name))
     for kind in config.kinds:
         recipes.chosen(config, kind)
+    _check_modifiers(config)
     positive = ("tokens", "passes", "tokens_per_step", "buffer_tokens", "sequences_per_read", "log_every_steps")
     for name in positive:
         _check_positive(name, getattr(config, name))
@@ -110,16 +115,31 @@ def check(config: TrainConfig) -> None:
         )
     if config.sizes not in ("matched", "published"):
         raise ConfigError("unknown --sizes", expected="matched or published", got=config.sizes)
-    if config.sizes == "published" and "mxd-pk" in config.kinds:
-        raise ConfigError("the paper has no mxd-pk, so there are no --sizes published for it", next="--sizes matched")
+    unpublished = [kind for kind in config.kinds if kind in UNPUBLISHED]
+    if config.sizes == "published" and unpublished:
+        raise ConfigError(f"there are no --sizes published for {unpublished[0]}", next="--sizes matched")
     if config.sizes == "published" and recipes.published_host(config.host) is None:
         raise ConfigError(
             "--sizes published is for the paper's hosts", expected=", ".join(recipes.PAPER_HOSTS), got=config.host, next="--sizes matched"
         )
 
 
+def _check_modifiers(config: TrainConfig) -> None:
+    idle = recipes.without_effect(config)
+    if idle is not None:
+        raise ConfigError(
+            f"--recipe {idle[0]}: +{idle[1]} has no effect on any of --kinds",
+            expected="a modifier that does something",
+            got=" ".join(config.kinds),
+        )
+    for name in config.recipe:
+        sized = next((m.text for m in recipes.modifiers(name) if m.field in recipes.SIZING), None)
+        if config.sizes == "published" and sized is not None:
+            raise ConfigError(f"--sizes published settles what +{sized} would change", got=name, next="--sizes matched")
+
+
 def plan(config: TrainConfig, sites: list[MLPSite]) -> list[StudentSpec]:
-    """The students of a run: every layer x kind x K x recipe (the dense control has no K), sizes settled.
+    """The students of a run: every layer x kind x K x recipe (neither the dense control nor a gate with l1 has one), sizes settled.
 
     Raises:
         LayerError: K is larger than the number of units, or the budget too small for one.
@@ -127,10 +147,12 @@ def plan(config: TrainConfig, sites: list[MLPSite]) -> list[StudentSpec]:
     specs: list[StudentSpec] = []
     for site, kind in itertools.product(sites, config.kinds):
         for k, recipe in itertools.product((0,) if kind == "dense" else config.k, recipes.chosen(config, kind)):
-            name = kind if kind == "dense" else f"{kind}-k{k}"
+            if recipe.l1 and k != config.k[0]:
+                continue  # its gate has no K: one student for all of them
+            name = kind if kind == "dense" else f"{kind}-relu" if recipe.l1 else f"{kind}-k{k}"
             if len(config.recipe) > 1:
                 name += f"-{recipe.name}"
-            sizes = _sizes(config, site, kind, k)
+            sizes = _sizes(config, site, kind, k, recipe)
             candidate(kind, sizes)
             specs.append(
                 StudentSpec(
@@ -140,7 +162,7 @@ def plan(config: TrainConfig, sites: list[MLPSite]) -> list[StudentSpec]:
                     sizes=sizes,
                     recipe=recipe,
                     loss=config.loss,
-                    random_k=config.random_k,
+                    random_k=(config.random_k and not recipe.l1) or recipe.random_k,
                     aux_weight=recipe.aux_weight if config.aux_weight is None else config.aux_weight,
                     aux_k=config.aux_k or max(1, site.d_in // 2),
                     dead_after_tokens=config.dead_after_tokens or min(DEAD_AFTER_TOKENS, config.tokens * config.passes // 10),
@@ -150,15 +172,22 @@ def plan(config: TrainConfig, sites: list[MLPSite]) -> list[StudentSpec]:
     return specs
 
 
-def _sizes(config: TrainConfig, site: MLPSite, kind: str, k: int) -> Sizes:
-    sizes = Sizes(site.d_in, site.d_out, 1, max(k, 1), site.d_hidden, site.activation, site.glu)
+def _sizes(config: TrainConfig, site: MLPSite, kind: str, k: int, recipe: recipes.Recipe) -> Sizes:
+    width = max(1, round(recipe.width * site.d_hidden))
+    phi = site.activation if recipe.phi == "host" else recipe.phi
+    glu = site.glu if recipe.shape == "host" else recipe.shape == "glu"
+    rank = max(1, round(recipe.rank * site.d_out))
+    sizes = Sizes(site.d_in, site.d_out, 1, max(k, 1), width, phi, glu, rank)
     if config.sizes == "published":
         key = recipes.published_host(config.host)
         assert key is not None
         paper = recipes.published()["sizes"][key]
-        mxd_like = kind in ("mxd", "mxd-pk", *CONTROLS)
-        return sizes._replace(n_units=paper["mxd_experts" if mxd_like else "transcoder_latents"], d_hidden=paper["mxd_hidden"])
-    return match_budget(kind, sizes, parse_budget(config.budget, d_in=site.d_in, d_out=site.d_out))
+        mxd_like = kind in ("mxd", *CONTROLS)
+        sizes = sizes._replace(n_units=paper["mxd_experts" if mxd_like else "transcoder_latents"], d_hidden=paper["mxd_hidden"])
+    else:
+        sizes = sizes._replace(k=1) if recipe.l1 else sizes
+        sizes = match_budget(kind, sizes, parse_budget(config.budget, d_in=site.d_in, d_out=site.d_out))
+    return sizes._replace(k=sizes.n_units) if recipe.l1 else sizes
 
 
 def op_settings(config: TrainConfig) -> dict[str, Any]:

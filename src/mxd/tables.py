@@ -130,6 +130,19 @@ def bench_table(name: str, rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+def study_table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+    """What a study found: a line per student."""
+    numbers = [(head, "right") for head in ("FVU", "L0", "N_r", "G_r", "ID")]
+    table = _table([("run", "left"), ("student", "left"), ("excess CE", "right"), ("95 %", "left"), *numbers], title=title)
+    for row in rows:
+        routing = row["routing"] or {}
+        measures = [(routing.get(key) or {}).get("value") for key in ("n_r", "g_r", "id")]
+        low, high = row["excess_ce_ci95"]
+        cells = [_number(row["excess_ce"]), f"[{_number(low)}, {_number(high)}]", _number(row["fvu"]), _number(row["l0"])]
+        table.add_row(row["run"], row["name"], *cells, *(_number(value) for value in measures))
+    return table
+
+
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 

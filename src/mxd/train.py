@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from .clock import DeviceTimer
-from .layers import MixtureOfDecoders, Output, Sizes, SparseLayer, aux_output, build
+from .layers import Output, Sizes, SparseLayer, aux_output, build
 from .layers.warm_start import (
+    MODULATED,
     centre_gate,
     copy_host_encoder,
     dense_matrices,
     fit_output,
     positive_modulation,
     start_output_bias,
+    unit_tables,
 )
 from .objectives import objective
 from .optim import AdamInBackward
@@ -156,14 +158,13 @@ class Student:
                 layer.get_submodule("encoder").requires_grad_(False)
         if recipe.centre:
             centre_gate(layer, inputs)
-        if recipe.positive_c and isinstance(layer, MixtureOfDecoders):
+        if recipe.positive_c and isinstance(layer, MODULATED):
             positive_modulation(layer, inputs, self.generator)
         if recipe.warm_start_steps:
             fit_output(layer, inputs, y, steps=recipe.warm_start_steps)
-        units = layer.units()
-        if units is not None:
+        if self._balanced() is not None:
             with torch.no_grad():
-                self._score_scale = float((inputs[:256] @ units.weight.t()).std())
+                self._score_scale = float((inputs[:256] @ layer.gates()[0][0].t()).std())
         self._make_optimisers()
 
     def step(self, batch: ActivationBatch) -> None:
@@ -179,7 +180,7 @@ class Student:
         inputs = self.inputs(batch)
         output = self.layer(inputs, self._draw_k())
         loss = self.loss(output.y, batch.y)
-        total = loss + self._auxiliary(inputs, output, batch.y)
+        total = loss + self._auxiliary(inputs, output, batch.y) + self._penalty(output)
         self._loss = loss.detach()
         self._broken = torch.maximum(self._broken, (~total.detach().isfinite()).float())
         if self._looks() and float(self._broken):
@@ -213,6 +214,11 @@ class Student:
         # The training loss of ŷ + ê with ŷ held constant: |(y − ŷ) − ê|², weighed as |y − ŷ|² is.
         return spec.aux_weight * self.loss(output.y.detach() + rest, y)
 
+    def _penalty(self, output: Output) -> Tensor | float:
+        """l1 times the sum of a, mean over tokens; rising over the first tenth of the steps, when little else holds a up."""
+        weight = self.spec.recipe.l1 * min(1.0, 10 * (self.steps + 1) / self.total_steps)
+        return weight * output.code.values.sum(-1).mean() if weight else 0.0
+
     def learning_rate(self) -> float:
         """The learning rate of the coming step."""
         recipe, step = self.spec.recipe, self.steps
@@ -237,8 +243,14 @@ class Student:
         matrices = dense_matrices(self.layer) if recipe.optimiser == "muon" else []
         dense = [p for p in matrices if p.requires_grad]
         rest = [p for p in self.layer.parameters() if p.requires_grad and not any(p is matrix for matrix in dense)]
-        self._adam = AdamInBackward(rest, learning_rate=recipe.learning_rate)
+        self._adam = AdamInBackward(rest, learning_rate=recipe.learning_rate, factors=self._factors())
         self._muon = torch.optim.Muon(dense, weight_decay=0.0, adjust_lr_fn="match_rms_adamw") if dense else None
+
+    def _factors(self) -> dict[Tensor, float]:
+        """What the learning rate of single parameters is multiplied by."""
+        recipe, layer = self.spec.recipe, self.layer
+        gates = [tensor for gate in layer.gates() for tensor in gate]
+        return {**dict.fromkeys(gates, recipe.gate_rate), **dict.fromkeys(unit_tables(layer), recipe.table_rate)}
 
     def _step_muon(self) -> None:
         if self._muon is None:
@@ -249,6 +261,11 @@ class Student:
             self._muon.step()
         self._muon.zero_grad(set_to_none=True)
 
+    def _balanced(self) -> Tensor | None:
+        """The gate's bias, where every unit has one to itself."""
+        gates = self.layer.gates()
+        return gates[0][1] if len(gates) == 1 else None
+
     @torch.no_grad()
     def _balance(self) -> None:
         """One-sided frequency control of the gate's bias (after loss-free balancing, arXiv 2408.15664).
@@ -256,14 +273,14 @@ class Student:
         Only units far off are touched: those on more than max(5 %, twice the even share) of tokens and those on less than a
         tenth of the even share. What fires between is left to the loss.
         """
-        units = self.layer.units()
-        if not self.spec.recipe.balance or units is None or self.steps > 0.8 * self.total_steps:
+        bias = self._balanced()
+        if not self.spec.recipe.balance or bias is None or self.steps > 0.8 * self.total_steps:
             return
         frequency, even = self.counts.frequency, self.layer.k / self.layer.n_units
         unit = self._score_scale
         sound = 1.0 - self._broken
-        units.bias.sub_((frequency > max(0.05, 2 * even)) * sound, alpha=1e-2 * unit)
-        units.bias.add_((frequency < 0.1 * even) * sound, alpha=3e-3 * unit)
+        bias.sub_((frequency > max(0.05, 2 * even)) * sound, alpha=1e-2 * unit)
+        bias.add_((frequency < 0.1 * even) * sound, alpha=3e-3 * unit)
 
 
 def train(

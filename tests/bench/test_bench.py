@@ -159,7 +159,7 @@ def test_verify() -> None:
 def test_rivals_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     ticks = iter(range(1000))
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: 1e-3 * next(ticks) ** 2)
+    monkeypatch.setattr("time.perf_counter", lambda: 1e-3 * next(ticks) ** 2)
     found = timing.in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, runs=3, device=CPU, warm_up=1)
     assert order == ["a", "b"] * 4
     # The n-th call (from 0) lasts from tick 2n to 2n + 1, so (2n + 1)² − (2n)² = 4n + 1 ms; a has calls 2, 4, 6 and b 3, 5, 7.

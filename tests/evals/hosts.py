@@ -16,7 +16,7 @@ from mxd.layers import LAYERS, Sizes, SparseLayer, build
 
 LENGTH = 16
 WORDS = [f"w{i}" for i in range(60)]
-SIZES = Sizes(d_in=16, d_out=16, n_units=25, k=4, d_hidden=24, activation="silu", glu=True)
+SIZES = Sizes(d_in=16, d_out=16, n_units=25, k=4, d_hidden=24, activation="silu", glu=True, rank=12)
 
 
 def tiny_llama() -> Host:

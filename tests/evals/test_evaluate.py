@@ -39,7 +39,7 @@ class World:
         self.text = write_text(folder / "text")
         self.corpus = Corpus(str(self.text))
         self.run = write_run(folder / "run", self.text)
-        self.told: list[tuple[int, str]] = []
+        self.told: list[tuple[float, str]] = []
         self.report = evaluate(self.run, self.host, self.corpus, SMALL, lambda done, note: self.told.append((done, note)))
 
     def student(self, kind: str) -> dict[str, Any]:
@@ -62,6 +62,8 @@ def test_report_has_every_name_and_only_numbers_that_json_knows(world: World) ->
     assert [s["kind"] for s in world.report["students"]] == [
         "mxd",
         "mxd-pk",
+        "cp-mumoe",
+        "mov",
         "transcoder",
         "skip-transcoder",
         "topk-sae",
@@ -135,7 +137,7 @@ def test_several_hookpoints_and_small_memory_give_the_same_figures(world: World,
     hookpoints = ("layers.0.mlp", "layers.1.mlp")
     run = write_run(tmp_path / "run", world.text, kinds=("mxd", "transcoder"), hookpoints=hookpoints)
     monkeypatch.setattr(module, "WEIGHT_BYTES", 1)
-    told: list[int] = []
+    told: list[float] = []
     found = evaluate(run, world.host, world.corpus, SMALL, lambda done, _note: told.append(done))
     assert told == sorted(told) and told[-1] == 1.0
     assert found["layer"] == [0, 1] and found["hookpoint"] == list(hookpoints)

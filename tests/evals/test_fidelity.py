@@ -103,6 +103,14 @@ class TwoWordHost:
         return torch.tensor([0.0, odds]).expand(*ids.shape, 2).clone()
 
     @contextmanager
+    def remember(self, keys: set[str]) -> Iterator[dict[str, Any]]:
+        yield {}
+
+    @contextmanager
+    def resume(self, memory: dict[str, Any], key: str) -> Iterator[None]:
+        yield
+
+    @contextmanager
     def replace(self, modules: dict[str, Any]) -> Iterator[None]:
         (module,) = modules.values()
         self.chance = float(module(torch.zeros(1)))

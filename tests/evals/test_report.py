@@ -23,6 +23,8 @@ HOOKPOINT = "layers.8.mlp"
 EXCESS = {
     "mxd": 0.0035,
     "mxd-pk": 0.0101,
+    "cp-mumoe": 0.0081,
+    "mov": 0.0093,
     "transcoder": 0.0343,
     "skip-transcoder": 0.0278,
     "topk-sae": 0.021,
@@ -89,7 +91,7 @@ def svgs(html: str) -> list[ElementTree.Element]:
 
 def test_table_holds_every_student_and_marks_controls() -> None:
     heads, rows = report.table(result(), HOOKPOINT)
-    assert len(rows) == 7 and all(len(row) == len(heads) for row in rows)
+    assert len(rows) == len(NAMES) and all(len(row) == len(heads) for row in rows)
     by_name = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
     assert set(by_name) == set(NAMES.values())
     assert by_name["MxD"]["excess CE [95 %]"] == "0.00350 [0.00315, 0.00385]"
@@ -343,3 +345,12 @@ def test_labels_never_overlap_and_stay_in_the_frame() -> None:
         assert placed[0] >= 0 and placed[-1] <= 100
     crowded = spread([5.0] * 20, 14, 0, 100)
     assert crowded[0] >= -1e-9 and crowded[-1] <= 100 and crowded == sorted(crowded)
+
+
+def test_a_gate_without_top_k_stands_in_the_frontier_at_its_own_l0() -> None:
+    from mxd.evals.figures import frontier
+
+    free = student("mxd", k=6902, name="mxd-relu", recipe="ours+l1=0.01", l0=47.3)
+    figure = frontier(result([student("mxd"), free]), HOOKPOINT)
+    ticks = {part.split(">")[1].split("<")[0] for part in figure.parts if "<text" in part}
+    assert {"32", "47"} <= ticks and "6,902" not in ticks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +127,25 @@ def test_without_a_dense_control_there_is_no_gain_and_no_verdict() -> None:
     assert found["g_r"]["value"] is None and found["g_r"]["ci95"] == [None, None]
     assert "no dense control" in found["g_r"]["reason"]
     assert found["fvu_dense"] is None and found["experts_matter"] is None
+
+
+def test_the_best_rival_is_chosen_on_validation_text_and_measured_on_held_out() -> None:
+    layer = routed()
+    tokens = pairs(layer, crossed())
+    near, far = no_experts(), no_experts()
+    with torch.no_grad():
+        near.b.fill_(0.1)
+        far.b.fill_(1.0)
+    # On validation text the far one is the better: it is taken, though the other is better where it is measured.
+    lifted = Pairs(tokens.x, tokens.y + 1)
+    how: dict[str, Any] = {"permutations": 2, "resamples": 20, "seed": 0}
+    found = routing.measure(layer, tokens, lifted, held(tokens), dense=near, rivals={"far": far, "near": near}, **how)
+    assert found["g_r_best"]["student"] == "far"
+    assert found["g_r_best"]["fvu"] == pytest.approx(2, abs=1e-5) and found["fvu_dense"] == pytest.approx(1.01, abs=1e-5)
+    # FVU(ŷ) = 0
+    assert found["g_r_best"]["value"] == pytest.approx(1, abs=1e-6) and found["g_r"]["value"] == pytest.approx(1, abs=1e-6)
+    without = routing.measure(layer, tokens, tokens, held(tokens), dense=near, **how)
+    assert "g_r_best" not in without
 
 
 def test_fvu_is_the_one_of_the_table_and_seeds_repeat() -> None:

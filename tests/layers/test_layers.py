@@ -12,7 +12,9 @@ from mxd.errors import LayerError
 from mxd.layers import (
     LAYERS,
     Additive,
+    CPMuMoE,
     Dense,
+    MoV,
     MxD,
     MxDConfig,
     MxDProductKey,
@@ -30,7 +32,7 @@ from mxd.ops import using
 from mxd.ops.expert_mix.naive import mixture_of_decoders
 from mxd.ops.topk_gate.naive import topk_gate_dense
 
-SIZES = Sizes(d_in=6, d_out=5, n_units=16, k=3, d_hidden=7, activation="gelu", glu=False)
+SIZES = Sizes(d_in=6, d_out=5, n_units=16, k=3, d_hidden=7, activation="gelu", glu=False, rank=4)
 
 
 def random_layer(kind: str, **changes: object) -> SparseLayer:
@@ -45,7 +47,7 @@ def random_layer(kind: str, **changes: object) -> SparseLayer:
 
 def naive(layer: SparseLayer, x: Tensor) -> Tensor:
     """The formula of each kind, in dense float64."""
-    if isinstance(layer, (MxD, MxDProductKey, Additive, Dense)):
+    if isinstance(layer, (MxD, MxDProductKey, CPMuMoE, MoV, Additive, Dense)):
         e = layer.encoder
         z = e.phi(x @ e.E + e.b_E) if e.E_gate is None or e.b_gate is None else e.phi(x @ e.E_gate + e.b_gate) * (x @ e.E + e.b_E)
         if isinstance(layer, Dense):
@@ -58,6 +60,10 @@ def naive(layer: SparseLayer, x: Tensor) -> Tensor:
         a = topk_gate_dense(x, layer.G, layer.b_G, layer.k)
         if isinstance(layer, MxD):
             return mixture_of_decoders(a, z, layer.C, layer.D) + layer.b
+        if isinstance(layer, CPMuMoE):  # every W[n, h, o] written out
+            return torch.einsum("tn,th,nho->to", a, z, torch.einsum("nr,hr,or->nho", layer.C, layer.D, layer.W)) + layer.b
+        if isinstance(layer, MoV):
+            return torch.einsum("tn,th,nho->to", a, z, torch.einsum("nh,ho->nho", layer.C, layer.D)) + layer.b
         return a @ layer.C + z @ layer.D + layer.b
     if isinstance(layer, TopKSAE):
         a = topk_gate_dense(x - layer.b_dec, layer.W_enc, layer.b_enc, layer.k)
@@ -112,13 +118,14 @@ def test_a_description_rebuilds_the_layer(kind: str) -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_published_start(kind: str) -> None:
     layer = build(kind, SIZES._replace(n_units=100, d_in=16, d_out=16, d_hidden=32), generator=torch.Generator().manual_seed(0))
-    zero = {"mxd": {"D"}, "mxd-pk": {"D"}, "dense": {"D"}, "additive": {"D"}, "skip-transcoder": {"W_dec", "W_skip"}}.get(kind, set())
+    with_d = {name: {"D"} for name in ("mxd", "mxd-pk", "cp-mumoe", "mov", "dense", "additive")}
+    zero = {**with_d, "skip-transcoder": {"W_dec", "W_skip"}}.get(kind, set())
     for name, parameter in layer.named_parameters():
         short = name.split(".")[-1]
         if short in zero or short.startswith("b"):
             assert not parameter.any(), name
         else:
-            bound = (100 if short in ("C", "W_dec") else 16) ** -0.5
+            bound = (100 if short in ("C", "W_dec") else 4 if short == "W" else 16) ** -0.5
             assert 0.9 * bound < parameter.abs().max() <= bound, name
 
 

@@ -11,7 +11,7 @@ from mxd.layers import LAYERS, Sizes, build
 from mxd.layers.sizing import match_budget, parse_budget
 from mxd.recipes import published
 
-SIZES = Sizes(d_in=24, d_out=20, n_units=1, k=2, d_hidden=40, glu=True)
+SIZES = Sizes(d_in=24, d_out=20, n_units=1, k=2, d_hidden=40, glu=True, rank=15)
 
 
 @pytest.mark.parametrize("kind", [k for k in LAYERS if k != "dense"])

@@ -1,43 +1,13 @@
-"""Taking turns: every rival once per round, so that what changes on the machine meanwhile meets all of them alike."""
+"""Taking turns (`mxd.timing`), and checking before that the rivals agree."""
 
 from __future__ import annotations
-
-import statistics
-import time
-from collections.abc import Callable, Mapping
 
 import torch
 
 from ..errors import MxdError
-
-
-def in_turns(rivals: Mapping[str, Callable[[], object]], *, runs: int, device: torch.device, warm_up: int = 1) -> dict[str, float]:
-    """Median milliseconds of each rival over `runs` rounds, after `warm_up` rounds that are not counted.
-
-    On CUDA every call is waited for before and after, so that a time holds all the work of its call and nothing of another's.
-    """
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    for turn in range(warm_up + runs):
-        for name, rival in rivals.items():
-            milliseconds = timed(rival, device)
-            if turn >= warm_up:
-                times[name].append(milliseconds)
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call."""
-    wait(device)
-    began = time.perf_counter()
-    call()
-    wait(device)
-    return 1e3 * (time.perf_counter() - began)
-
-
-def wait(device: torch.device) -> None:
-    """Until everything given to `device` is done; nothing to wait for on the CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+from ..timing import in_turns as in_turns
+from ..timing import timed as timed
+from ..timing import wait as wait
 
 
 def verify(what: str, error: float, limit: float) -> str:

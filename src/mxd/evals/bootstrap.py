@@ -54,6 +54,11 @@ def interval_of_sums(sums: Array, statistic: Callable[[Array], Array], *, resamp
     return Interval(value, float(low), float(high))
 
 
+def resampled_sums(sums: Array, *, resamples: int, seed: int) -> Array:
+    """The total sums [resample, quantity] of every resample of the clusters of `sums` [cluster, quantity]: for many statistics at once."""
+    return np.concatenate([counts @ sums for counts in _resampling_counts(len(sums), resamples, seed)])
+
+
 def mean_interval(values: Array, *, resamples: int, seed: int) -> Interval:
     """Interval of the mean of `values` [cluster]. For a paired comparison give the differences, cluster by cluster."""
     values = np.asarray(values, dtype=np.float64)

@@ -16,8 +16,9 @@ from ..config import EvalConfig
 from ..errors import ConfigError
 from ..harvest import Batch, collect
 from ..layers import MixtureOfDecoders, SparseLayer
+from ..recipes import counterpart
 from ..text import TokenBlock
-from . import fidelity, report, routing, suite
+from . import fidelity, judge, probes, report, routing, suite
 from .bootstrap import mean_interval
 from .fidelity import Constant, HeldOut, Losses, Swap
 from .parts import finite
@@ -35,7 +36,7 @@ WEIGHT_BYTES = 2**31
 
 FAITHFULNESS_SHARE = 0.15
 """Of the time of a larger suite, about; for the progress bar."""
-VERSION = 1
+VERSION = 2
 """Raised whenever the same options come to mean other figures of faithfulness or routing."""
 _OPTIONS = ("fit_tokens", "permutations")
 
@@ -47,6 +48,8 @@ def evaluate(run: Run, host: Host, corpus: Corpus, config: EvalConfig, progress:
     """Measure every student and write ``report.json``, ``.md``, ``.html`` and ``frontier.svg`` into the run folder.
 
     Every finished measurement is kept under ``evals/`` in the run: after a stop, the same call goes on where it was.
+
+    With an edit the files are called ``report-edit-NAME.*`` and ``frontier-edit-NAME.svg``, NAME being that of the edit's file.
 
     With ``split="validation"`` the files are called ``report-validation.*`` and ``frontier-validation.svg``, so that choosing
     a recipe never touches the figures on test text; what would be fitted on validation tokens is then fitted on training
@@ -88,6 +91,8 @@ def evaluate(run: Run, host: Host, corpus: Corpus, config: EvalConfig, progress:
 def _students(run: Run, host: Host, config: EvalConfig) -> tuple[list[StudentRecord], Load]:
     """The students asked for, and how their layers are had: an edit narrows them to the one it belongs to, and is applied."""
     edit = edits.read(config.edit) if config.edit else None
+    if edit:
+        edits.check(edit, run)
     names = config.students or ((edit.student,) if edit else ())
     records = [run.student(name) for name in names] if names else run.students
     if edit and [r.name for r in records] != [edit.student]:
@@ -119,9 +124,10 @@ def _faithfulness(kept: Kept, host: Host, corpus: Corpus, records: Sequence[Stud
 
 
 def _control(run: Run, record: StudentRecord) -> dict[str, Any]:
-    """What a student's figures depend on besides itself: its dense control."""
+    """What a student's figures depend on besides itself: its dense control, and the other dense students."""
     name = _dense_name(run, record)
-    return {"dense": run.weights_sha256(name) if name else None}
+    rivals = sorted(run.weights_sha256(r.name) for r in _dense_students(run, record))
+    return {"dense": run.weights_sha256(name) if name else None, "rivals": rivals}
 
 
 def _measure(
@@ -147,6 +153,8 @@ def _measure(
 
 
 def _check(config: EvalConfig) -> None:
+    judge.check(config)
+    probes.check(config)
     if config.split not in ("test", "validation"):
         raise ConfigError("unknown --split", expected="test or validation", got=config.split)
     for name in ("sequences", "fit_tokens", "bootstrap", "permutations"):
@@ -187,6 +195,7 @@ def _activation_figures(
             _pairs(validation),
             seen.without_first(),
             dense=_dense_control(run, record, device),
+            rivals={r.name: run.load(r.name, device) for r in _dense_students(run, record)},
             permutations=config.permutations,
             resamples=config.bootstrap,
             seed=config.seed,
@@ -204,8 +213,13 @@ def _dense_control(run: Run, record: StudentRecord, device: torch.device) -> Spa
     return run.load(name, device) if name else None
 
 
+def _dense_students(run: Run, record: StudentRecord) -> list[StudentRecord]:
+    """Every dense student of the run at this hookpoint, under any recipe."""
+    return [r for r in run.students if r.kind == "dense" and r.hookpoint == record.hookpoint]
+
+
 def _dense_name(run: Run, record: StudentRecord) -> str | None:
-    own = (record.hookpoint, record.recipe)
+    own = (record.hookpoint, counterpart(record.recipe, "dense"))
     return next((r.name for r in run.students if r.kind == "dense" and (r.hookpoint, r.recipe) == own), None)
 
 
@@ -300,6 +314,7 @@ def _run_figures(run: Run, host: Host, config: EvalConfig, records: Sequence[Stu
         "mean_ablation_ce": ablated("mean_ablation_ce"),
         "suite": config.suite,
         "edit": config.edit.stem if config.edit else None,
+        "edit_summary": edits.read(config.edit).summary() if config.edit else None,
         "split": config.split,
         "train_tokens": run.info.get("train_tokens"),
         "budget": run.info["config"].get("budget"),

@@ -65,7 +65,8 @@ def swapped_losses(
 ) -> tuple[Losses, dict[str, Losses]]:
     """The losses of the host itself, and of the host under every swap, on the same sequences.
 
-    Works through a few sequences at a time: the host's logits are computed once per chunk, and no logits are kept.
+    Works through a few sequences at a time: the host's logits, and its blocks below the swaps, are computed once per chunk, and no
+    logits are kept.
 
     Args:
         host: the host model; left as it was found.
@@ -79,11 +80,12 @@ def swapped_losses(
     swapped: dict[str, list[Losses]] = {name: [] for name in swaps}
     for start in range(0, len(ids), chunk):
         part = ids[start : start + chunk]
-        log_probabilities = host.logits(part).log_softmax(-1)
+        with host.remember({swap.hookpoint for swap in swaps.values()}) as memory:
+            log_probabilities = host.logits(part).log_softmax(-1)
         reference = _Reference(log_probabilities, log_probabilities.exp(), log_probabilities.argmax(-1))
         own.append(_losses(log_probabilities.clone(), reference, part))
         for name, swap in swaps.items():
-            with host.replace({swap.hookpoint: swap.module}):
+            with host.resume(memory, swap.hookpoint), host.replace({swap.hookpoint: swap.module}):
                 log_probabilities = host.logits(part).log_softmax(-1)
             swapped[name].append(_losses(log_probabilities, reference, part))
         if progress is not None:

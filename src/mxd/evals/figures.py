@@ -97,7 +97,7 @@ def cost(report: Report, hookpoint: str) -> Figure:
 
 def frontier(report: Report, hookpoint: str) -> Figure:
     """Excess cross-entropy (log) over K (log2) with 95 % bars; controls hollow or a dashed level; the paper's curves dotted."""
-    students = [s for s in students_at(report, hookpoint) if s["excess_ce"] is not None]
+    students = [_at_its_l0(s) for s in students_at(report, hookpoint) if s["excess_ce"] is not None]
     paper = _paper(report)
     ks = sorted({s["k"] for s in students if s["k"]}) or [1]
     shown = ks + (paper[0] if paper else [])
@@ -121,6 +121,11 @@ def frontier(report: Report, hookpoint: str) -> Figure:
         wanted.append((place, name + _below(own[-1]), own[0]["kind"]))
     figure.labels(end + 12, wanted, 34, 320 - 50)
     return figure
+
+
+def _at_its_l0(student: Student) -> Student:
+    """A student whose gate has no TopK (K is all its units) stands where it has as many active as it has on average."""
+    return {**student, "k": max(1, round(student["l0"] or 1))} if student["k"] and student["k"] == student["n_units"] else student
 
 
 def _below(student: Student) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..checkpoint import Run, read_json, write_atomic
 from ..errors import RunError
+from ..recipes import counterpart
 from . import figures, sections, suite
 from .figures import Report, Student, at_hookpoint, hookpoints, students_at
 from .parts import finite
@@ -22,21 +23,21 @@ FORMAT_VERSION = 1
 MISSING = "–"
 
 
-def files(run: Run, split: str) -> dict[str, Path]:
-    """Where the report on a split lies: ``json``, ``md``, ``html``, ``svg``. Only the test split has the plain names."""
-    end = "" if split == "test" else f"-{split}"
+def files(run: Run, split: str, edit: str | None = None) -> dict[str, Path]:
+    """Where the report on a split lies: ``json``, ``md``, ``html``, ``svg``. Only the test split, unedited, has the plain names."""
+    end = suite.ending(split, edit)
     return {**{kind: run.path / f"report{end}.{kind}" for kind in ("json", "md", "html")}, "svg": run.path / f"frontier{end}.svg"}
 
 
-def read(run: Run, split: str = "test") -> dict[str, Any]:
+def read(run: Run, split: str = "test", edit: str | None = None) -> dict[str, Any]:
     """The report.json of a run.
 
     Raises:
         RunError: it was not evaluated yet, the file is damaged, or of a newer format.
     """
-    path = files(run, split)["json"]
+    path = files(run, split, edit)["json"]
     if not path.is_file():
-        end = "" if split == "test" else f" --split {split}"
+        end = ("" if split == "test" else f" --split {split}") + (f" --edit {edit}.json" if edit else "")
         raise RunError(f"{run.path} was not evaluated yet", expected=str(path), next=f"mxd eval {run.path}{end}")
     found = read_json(path)
     version = found.get("format_version") if isinstance(found, dict) else None
@@ -55,7 +56,7 @@ def write(run: Run, report: Report) -> dict[str, Path]:
     from .page import page
 
     report, metrics = finite(report), run.metrics()
-    paths = files(run, report["split"])
+    paths = files(run, report["split"], report.get("edit"))
     # Drawn before anything is written: a report that cannot be drawn leaves the old files as they are.
     contents = {
         "json": json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
@@ -68,14 +69,14 @@ def write(run: Run, report: Report) -> dict[str, Path]:
     return paths
 
 
-def write_report(path: str | Path, split: str = "test") -> dict[str, Path]:
+def write_report(path: str | Path, split: str = "test", edit: str | None = None) -> dict[str, Path]:
     """Draw a run's report again from its report.json and metrics.jsonl, without measuring again; returns the files' paths.
 
     Raises:
         RunError: no run there, or it was not evaluated yet.
     """
     run = Run.open(path)
-    return write(run, read(run, split))
+    return write(run, read(run, split, edit))
 
 
 class Column(NamedTuple):
@@ -196,7 +197,7 @@ def against_controls(report: Report, student: Student) -> str:
         found = [
             s
             for s in students_at(report, student["hookpoint"])
-            if s["kind"] == kind and s["k"] in (0, student["k"]) and s["recipe"] == student["recipe"]
+            if s["kind"] == kind and s["k"] in (0, student["k"]) and s["recipe"] == counterpart(student["recipe"], kind)
         ]
         other = found[0]["excess_ce"] if found else None
         if other is None or own is None:
@@ -223,6 +224,8 @@ def notes(report: Report) -> list[str]:
     ]
     if report["eval_sequences"] < 200:
         found.insert(0, f"Only {report['eval_sequences']} sequences were evaluated; below 200 the intervals mean little (--sequences).")
+    if report.get("edit"):
+        found.insert(0, f"Edited ({report['edit']}): {report.get('edit_summary')}. Everything here is measured with this edit in place.")
     if split != "test":
         found.insert(0, "These are validation figures, for choosing a recipe; what is chosen by them is biased upwards.")
     kinds = [NAMES[kind] for kind in NAMES if any(s["kind"] == kind and s["recipe"] == "host-encoder" for s in report["students"])]

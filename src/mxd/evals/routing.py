@@ -15,12 +15,13 @@ and the first position of each sequence is expected to be left out by the caller
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..layers import MixtureOfDecoders, SparseLayer
 from ..ops import expert_mix, gemm
@@ -54,7 +55,13 @@ def parts_of(layer: MixtureOfDecoders, x: Float[Tensor, "token d_in"]) -> Parts:
     """Gate and dense path of the layer, on its device."""
     device = layer_device(layer)
     found = [_parts(layer, part.to(device)) for part in x.split(TOKENS_AT_ONCE)]
-    return Parts(*(torch.cat(column) for column in zip(*found, strict=True)))
+    return Parts(*(_stacked(column) for column in zip(*found, strict=True)))
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """`parts` below each other; those with fewer columns, as a gate without TopK makes them, are filled up with zeros."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([part if part.shape[1] == width else F.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 def _parts(layer: MixtureOfDecoders, x: Tensor) -> Parts:
@@ -265,6 +272,7 @@ def measure(
     held_out: HeldOut,
     *,
     dense: SparseLayer | None,
+    rivals: Mapping[str, SparseLayer] | None = None,
     permutations: int,
     resamples: int,
     seed: int,
@@ -277,12 +285,14 @@ def measure(
         validation: tokens on which its penalty is chosen and gains and biases are fitted.
         held_out: the tokens measured on, without first positions.
         dense: the dense control of the same run and hookpoint, None if there is none.
+        rivals: every dense student of the run at this hookpoint, whatever its recipe, by name.
         permutations: permutations behind ID.
         resamples: bootstrap resamples. Intervals cover the choice of documents, not the fits, the permutations or the seed.
         seed: of permutations and resamples.
 
     Returns:
         ``n_r``, ``g_r``, ``id``, ``r_c``, each {value, ci95} (and ``reason`` where there is no value); ``fvu``, ``fvu_null``,
+        ``g_r_best`` (where there are rivals) the same with ``student``, the one of lowest validation error, and its ``fvu``;
         ``fvu_dense``, ``fvu_mean_a``, ``fvu_best_constant``, ``modulation_cv``, ``live_experts``, ``ridge_penalty``,
         ``experts_matter`` (True, False, or None where one of the three is missing), ``notes``.
     """
@@ -296,9 +306,12 @@ def measure(
     }
     if dense is not None:
         table["dense"] = token_errors(dense, held_out.x, held_out.y)[0].error
+    best = _best(rivals or {}, validation)
+    if best is not None:
+        table["best"] = token_errors(best[1], held_out.x, held_out.y)[0].error
     sums = sum_by(held_out.documents, *table.values()).numpy()
-    sums = sums[sums[:, list(table).index("spread")] > 0] if (sums[:, list(table).index("spread")] > 0).any() else sums
     at = {name: i for i, name in enumerate(table)}
+    sums = sums[sums[:, at["spread"]] > 0] if (sums[:, at["spread"]] > 0).any() else sums
 
     def interval(above: str, below: str, minus: str | None = None, *, gain: bool = False) -> Interval:
         def statistic(s: Any) -> Any:
@@ -314,10 +327,11 @@ def measure(
         "r_c": interval("best_constant", "spread", "own"),
     }
     fvu = {name: _number(float(table[name].sum()), float(table["spread"].sum())) for name in table if name != "spread"}
-    found: dict[str, Any] = {name: {"value": _finite(i.value), "ci95": _ends(i)} for name, i in measures.items()}
+    found: dict[str, Any] = {name: _shown(i) for name, i in measures.items()}
+    if best is not None:
+        found["g_r_best"] = _shown(interval("own", "best", gain=True)) | {"student": best[0], "fvu": fvu["best"]}
     if dense is None:
         found["g_r"]["reason"] = "the run has no dense control at this hookpoint under this recipe: train with --kinds ... dense"
-    lows = [measures[name].low for name in ("n_r", "g_r", "id")]
     return {
         **found,
         "fvu": fvu["own"],
@@ -328,9 +342,24 @@ def measure(
         "modulation_cv": _finite(cv),
         "live_experts": int((torch.bincount(fitted.indices[fitted.values > 0].cpu(), minlength=layer.n_units) > 0).sum()),
         "ridge_penalty": _finite(ridge.penalty),
-        "experts_matter": None if any(math.isnan(low) for low in lows) else all(low > 0 for low in lows),
+        "experts_matter": _matter([measures[name].low for name in ("n_r", "g_r", "id")]),
         "notes": _notes(fvu),
     }
+
+
+def _shown(interval: Interval) -> dict[str, Any]:
+    return {"value": _finite(interval.value), "ci95": _ends(interval)}
+
+
+def _matter(lows: Sequence[float]) -> bool | None:
+    return None if any(math.isnan(low) for low in lows) else all(low > 0 for low in lows)
+
+
+def _best(rivals: Mapping[str, SparseLayer], validation: Pairs) -> tuple[str, SparseLayer] | None:
+    """The layer of least squared error on these tokens."""
+    error = {name: float(token_errors(layer, *validation)[0].error.sum()) for name, layer in rivals.items()}
+    name = min(error, key=lambda n: error[n], default=None)
+    return None if name is None else (name, rivals[name])
 
 
 def _notes(fvu: Mapping[str, float | None]) -> list[str]:

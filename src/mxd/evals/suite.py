@@ -60,13 +60,17 @@ def wanted(config: EvalConfig) -> tuple[str, ...]:
     return config.parts or SUITES[config.suite]
 
 
+def ending(split: str, edit: str | None) -> str:
+    """What the names of files end in, so that figures on validation text or of an edited student leave the plain ones untouched."""
+    return ("" if split == "test" else f"-{split}") + (f"-edit-{edit}" if edit else "")
+
+
 class Kept:
     """The measurements kept in a run folder, for one configuration."""
 
     def __init__(self, run: Run, config: EvalConfig, fingerprint: str) -> None:
         self.run, self.config, self.fingerprint = run, config, fingerprint
-        ends = ["" if config.suite != "paper" else "-paper", "" if config.split == "test" else f"-{config.split}"]
-        self._end = "".join(ends) + (f"-{config.edit.stem}" if config.edit else "")
+        self._end = ("-paper" if config.suite == "paper" else "") + ending(config.split, config.edit.stem if config.edit else None)
 
     def settings(self, name: str, version: int, options: Sequence[str], record: StudentRecord | None) -> dict[str, Any]:
         """What a measurement depends on."""
@@ -136,7 +140,7 @@ def measure(
         for record in records:
             settings = kept.settings(name, own.version, own.options, record)
             figures = kept.read(name, record.name, settings)
-            if figures is None:
+            if figures is None or figures.get("incomplete"):  # something from outside was not to be had: try again
 
                 def say(share: float, note: str, name: str = name, record: StudentRecord = record, number: int = number) -> None:
                     progress(number + min(max(share, 0.0), 1.0), f"{name} of {record.name}: {note}")

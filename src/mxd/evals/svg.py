@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 NAMES = {
     "mxd": "MxD",
     "mxd-pk": "MxD, product keys",
+    "cp-mumoe": "CP-μMoE",
+    "mov": "MoV (mode 2)",
     "transcoder": "Transcoder",
     "skip-transcoder": "Skip transcoder",
     "topk-sae": "TopK SAE",
@@ -24,6 +26,8 @@ NAMES = {
 _HUES = {
     "mxd": ("#0a5ea8", "#63b0ee"),
     "mxd-pk": ("#3f51a3", "#9fb0ff"),
+    "cp-mumoe": ("#16707f", "#5ec5d6"),
+    "mov": ("#a3325a", "#f291b2"),
     "skip-transcoder": ("#00735a", "#43cba0"),
     "transcoder": ("#bf4a04", "#f59a62"),
     "topk-sae": ("#8f3a8c", "#dc97d8"),
@@ -146,13 +150,15 @@ class Figure:
         )
 
     def marker(self, x: float, y: float, kind: str, *, note: str = "", size: float = 5) -> None:
-        """The kind's own mark: circle MxD (pentagon with product keys), square transcoder, triangle skip transcoder,
-        diamond SAE; controls hollow."""
+        """The kind's own mark: circle MxD (pentagon with product keys), triangle on its tip CP-μMoE, hexagon MoV, square transcoder,
+        triangle skip transcoder, diamond SAE; controls hollow."""
         css = "hollow" if kind in ("dense", "additive") else "full"
         corners = {
             "transcoder": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
             "skip-transcoder": [(0, -1.15), (1.1, 0.85), (-1.1, 0.85)],
             "mxd-pk": [(0, -1.2), (1.15, -0.35), (0.7, 1.0), (-0.7, 1.0), (-1.15, -0.35)],
+            "cp-mumoe": [(-1.1, -0.85), (1.1, -0.85), (0, 1.15)],
+            "mov": [(0.6, -1.1), (1.2, 0), (0.6, 1.1), (-0.6, 1.1), (-1.2, 0), (-0.6, -1.1)],
             "topk-sae": [(0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)],
             "additive": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
         }.get(kind)

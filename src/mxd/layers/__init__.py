@@ -4,7 +4,9 @@ from .aux import aux_output
 from .base import Code, Output, SparseLayer, Units
 from .build import LAYERS, Sizes, build, from_description
 from .controls import Additive, Dense
+from .cp import CPMuMoE, CPMuMoEConfig
 from .edited import Edited
+from .mov import MoV
 from .mxd import MxD, MxDConfig
 from .product_key import MxDProductKey
 from .sae import TopKSAE, TopKSAEConfig
@@ -16,10 +18,13 @@ MixtureOfDecoders = MxD | MxDProductKey
 __all__ = [
     "LAYERS",
     "Additive",
+    "CPMuMoE",
+    "CPMuMoEConfig",
     "Code",
     "Dense",
     "Edited",
     "MixtureOfDecoders",
+    "MoV",
     "MxD",
     "MxDConfig",
     "MxDProductKey",

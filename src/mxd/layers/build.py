@@ -10,6 +10,8 @@ import torch
 from ..errors import LayerError, nearest
 from .base import SparseLayer
 from .controls import Additive, Dense, DenseConfig
+from .cp import CPMuMoE, CPMuMoEConfig
+from .mov import MoV
 from .mxd import MxD, MxDConfig
 from .product_key import MxDProductKey
 from .sae import TopKSAE, TopKSAEConfig
@@ -18,6 +20,8 @@ from .transcoder import SkipTranscoder, Transcoder, TranscoderConfig
 LAYERS: dict[str, tuple[Any, Any]] = {
     "mxd": (MxD, MxDConfig),
     "mxd-pk": (MxDProductKey, MxDConfig),
+    "cp-mumoe": (CPMuMoE, CPMuMoEConfig),
+    "mov": (MoV, MxDConfig),
     "transcoder": (Transcoder, TranscoderConfig),
     "skip-transcoder": (SkipTranscoder, TranscoderConfig),
     "topk-sae": (TopKSAE, TopKSAEConfig),
@@ -44,6 +48,8 @@ class Sizes(NamedTuple):
     """φ of the dense encoder."""
     glu: bool = False
     """Whether the dense encoder is gated."""
+    rank: int = 1
+    """Rank of a CP-μMoE."""
 
 
 def layer_class(kind: str) -> tuple[Any, Any]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops import expert_mix, topk_gate
+from ..ops import expert_mix
 from ..ops.transpose import Plan
+from .active import active
 from .base import Code, SparseLayer, Units, check_sizes, no_units
 from .encoder import DenseEncoder, dense_path, uniform, zeros
 from .mxd import MxDConfig
@@ -83,7 +84,7 @@ class Additive(SparseLayer):
         self.b = zeros(config.d_out, device=device)
 
     def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
-        return topk_gate(x, self.G, self.b_G, k, plan)
+        return active(x, self.G, self.b_G, k, plan)
 
     def _dense(self, x: Tensor) -> Tensor:
         return self.encoder(x)

@@ -19,7 +19,9 @@ from .base import Code, SparseLayer, Units
 class Edited(SparseLayer):
     """a_n ← s_n a_n + λ_n after TopK, everything else as in the layer it is made from, whose weights it shares.
 
-    A unit that is scaled to zero is ablated: it still takes its place among the K, no other moves up for it.
+    A unit that is scaled to zero is ablated: it still takes its place among the K, no other moves up for it. Units that are added to
+    are active at every token, so that a code may hold more than K, the added ones last; what is taken off may make an activation
+    negative. `kind` and the sizes are those of the layer.
     """
 
     def __init__(self, layer: SparseLayer, *, scale: Mapping[int, float] | None = None, add: Mapping[int, float] | None = None) -> None:
@@ -57,8 +59,11 @@ class Edited(SparseLayer):
             values = values * factors[indices]
         if not len(units):
             return values, indices
-        rows = (len(values), -1)
-        return torch.cat([values, added.expand(rows)], 1), torch.cat([indices, units.expand(rows)], 1)
+        # Where a unit is among the K already, λ goes to its value there, and a 0 behind it: no unit is counted twice.
+        there = indices.unsqueeze(2) == units
+        rest = torch.where(there.any(1), 0.0, added)
+        values = values + (there * added).sum(2)
+        return torch.cat([values, rest], 1), torch.cat([indices, units.expand_as(rest)], 1)
 
     def _dense(self, x: Tensor) -> Tensor | None:
         return self.layer._dense(x)  # pyright: ignore[reportPrivateUsage]

@@ -86,21 +86,29 @@ def dense_path(
     hidden: Float[Tensor, "token d_hidden"] | None,
     x: Float[Tensor, "token d_in"] | None,
     bias: Float[Tensor, "d_out"] | None = None,
+    gain: Float[Tensor, "token d_hidden"] | None = None,
 ) -> Float[Tensor, "token d_out"]:
-    """Dᵀz + bias of a given z, or of the z of x, which is then made a piece at a time and made again in the backward pass.
+    """Dᵀ(gain * z) + bias of a given z, or of the z of x, which is then made a piece at a time and made again in the backward pass.
+
+    Without `gain`, Dᵀz + bias.
 
     Raises:
         LayerError: neither is given.
     """
     if hidden is not None:
-        return linear(hidden, D.t(), bias)
+        return linear(hidden if gain is None else hidden * gain, D.t(), bias)
     if x is None:
         raise LayerError("this code has no hidden vector", expected="the code of encode(x), or decode(code, x)", got="hidden = None")
     settings = dataclasses.asdict(current())
 
-    def piece(part: Tensor, matrix: Tensor) -> Tensor:
+    def piece(part: Tensor, matrix: Tensor, gain: Tensor | None) -> Tensor:
         with using(**settings):  # those of the forward pass: it may be over when this runs again
-            return linear(encoder(part), matrix.t(), bias)
+            z = encoder(part)
+            return linear(z if gain is None else z * gain, matrix.t(), bias)
 
-    parts = [checkpoint(piece, part, D, use_reentrant=False, preserve_rng_state=False) for part in x.split(PIECE_TOKENS)]
+    pieces = x.split(PIECE_TOKENS)
+    gains = [None] * len(pieces) if gain is None else gain.split(PIECE_TOKENS)
+    parts = [
+        checkpoint(piece, part, D, own, use_reentrant=False, preserve_rng_state=False) for part, own in zip(pieces, gains, strict=True)
+    ]
     return torch.cat([part for part in parts if isinstance(part, Tensor)])

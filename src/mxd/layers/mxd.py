@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ops import expert_mix, topk_gate
+from ..ops import expert_mix
 from ..ops.transpose import Plan
+from .active import active
 from .base import Code, SparseLayer, Units, check_sizes
 from .encoder import DenseEncoder, dense_path, uniform, zeros
 
@@ -29,7 +30,7 @@ class MxDConfig:
     n_units: int
     """Number of experts, N."""
     k: int
-    """Experts active per token, K."""
+    """Experts active per token, K; n_units: all whose score is positive (no TopK)."""
     d_hidden: int
     """Width of the dense hidden vector, H; the paper takes the host MLP's own width."""
     activation: str = "gelu"
@@ -61,7 +62,7 @@ class MxD(SparseLayer):
         self.b = zeros(config.d_out, device=device)
 
     def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
-        return topk_gate(x, self.G, self.b_G, k, plan)
+        return active(x, self.G, self.b_G, k, plan)
 
     def _dense(self, x: Tensor) -> Tensor:
         return self.encoder(x)

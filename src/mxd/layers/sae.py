@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ops import expert_mix, topk_gate
+from ..ops import expert_mix
 from ..ops.transpose import Plan
+from .active import active
 from .base import Code, SparseLayer, Units, check_sizes
 from .encoder import uniform, zeros
 
@@ -23,7 +24,7 @@ class TopKSAEConfig:
     n_units: int
     """Number of latents."""
     k: int
-    """Latents active per token."""
+    """Latents active per token; n_units: all whose score is positive (no TopK)."""
 
 
 class TopKSAE(SparseLayer):
@@ -49,7 +50,7 @@ class TopKSAE(SparseLayer):
         self.b_dec = zeros(config.d_out, device=device)
 
     def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
-        return topk_gate(self.gate_input(x), self.W_enc, self.b_enc, k, plan)
+        return active(self.gate_input(x), self.W_enc, self.b_enc, k, plan)
 
     def _decode(self, code: Code, x: Tensor | None, plan: Plan) -> Tensor:
         return expert_mix(code.values, code.indices, self.W_dec, plan) + self.b_dec

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import LayerError
-from ..ops import expert_mix, linear, topk_gate
+from ..ops import expert_mix, linear
 from ..ops.transpose import Plan
+from .active import active
 from .base import Code, SparseLayer, Units, check_sizes
 from .encoder import uniform, zeros
 
@@ -30,7 +31,7 @@ class TranscoderConfig:
     n_units: int
     """Number of latents."""
     k: int
-    """Latents active per token."""
+    """Latents active per token; n_units: all whose score is positive (no TopK)."""
 
 
 class Transcoder(SparseLayer):
@@ -55,7 +56,7 @@ class Transcoder(SparseLayer):
         self.b_dec = zeros(config.d_out, device=device)
 
     def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
-        return topk_gate(x, self.W_enc, self.b_enc, k, plan)
+        return active(x, self.W_enc, self.b_enc, k, plan)
 
     def _decode(self, code: Code, x: Tensor | None, plan: Plan) -> Tensor:
         return expert_mix(code.values, code.indices, self.W_dec, plan) + self.b_dec
@@ -96,7 +97,7 @@ class SkipTranscoder(SparseLayer):
         self.b_dec = zeros(config.d_out, device=device)
 
     def _select(self, x: Tensor, k: int, plan: Plan) -> tuple[Tensor, Tensor]:
-        return topk_gate(x, self.W_enc, self.b_enc, k, plan)
+        return active(x, self.W_enc, self.b_enc, k, plan)
 
     def _decode(self, code: Code, x: Tensor | None, plan: Plan) -> Tensor:
         if x is None:

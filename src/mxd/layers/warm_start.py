@@ -13,16 +13,22 @@ from torch import Tensor
 
 from .base import SparseLayer
 from .controls import Additive, Dense
+from .cp import CPMuMoE
 from .encoder import DenseEncoder
+from .mov import MoV
 from .mxd import MxD
 from .product_key import MxDProductKey
 from .sae import TopKSAE
 from .transcoder import SkipTranscoder, Transcoder
 
+MODULATED = (MxD, MxDProductKey, CPMuMoE, MoV)
+"""Layers in which Cᵀa multiplies something dense."""
+_WITH_D = (*MODULATED, Dense, Additive)
+
 
 def output_bias(layer: SparseLayer) -> Tensor:
     """The parameter added last: ``b``, or ``b_dec`` of transcoders and SAEs."""
-    return layer.get_parameter("b" if isinstance(layer, (MxD, MxDProductKey, Dense, Additive)) else "b_dec")
+    return layer.get_parameter("b" if isinstance(layer, _WITH_D) else "b_dec")
 
 
 def dense_matrices(layer: SparseLayer) -> list[Tensor]:
@@ -31,11 +37,18 @@ def dense_matrices(layer: SparseLayer) -> list[Tensor]:
     encoder = getattr(layer, "encoder", None)
     if isinstance(encoder, DenseEncoder):
         found += [encoder.E] + ([encoder.E_gate] if encoder.E_gate is not None else [])
-    if isinstance(layer, (MxD, MxDProductKey, Dense, Additive)):
+    if isinstance(layer, _WITH_D):
         found.append(layer.D)
+    if isinstance(layer, CPMuMoE):
+        found.append(layer.W)
     if isinstance(layer, SkipTranscoder):
         found.append(layer.W_skip)
     return found
+
+
+def unit_tables(layer: SparseLayer) -> list[Tensor]:
+    """The matrix with one row for each unit behind the gate: C, or W_dec of transcoders and SAEs; none for the dense control."""
+    return [parameter for name, parameter in layer.named_parameters() if name in ("C", "W_dec")]
 
 
 @torch.no_grad()
@@ -53,7 +66,9 @@ def centre_gate(layer: SparseLayer, inputs: Float[Tensor, "token d_in"]) -> None
 
 
 @torch.no_grad()
-def positive_modulation(layer: MxD | MxDProductKey, inputs: Float[Tensor, "token d_in"], generator: torch.Generator | None) -> None:
+def positive_modulation(
+    layer: MxD | MxDProductKey | CPMuMoE | MoV, inputs: Float[Tensor, "token d_in"], generator: torch.Generator | None
+) -> None:
     """C = (1 + e)/S1 with e ~ N(0, 1) and S1 = E Σ_k a_k: the modulation Cᵀa starts near 1 with spread about 1/√K."""
     total = layer.encode(inputs).values.sum(-1).mean().clamp_min(1e-12)
     noise = torch.randn(layer.C.shape, generator=generator, device=layer.C.device)
@@ -75,7 +90,7 @@ def copy_host_encoder(layer: SparseLayer, E: Tensor, b_E: Tensor | None, E_gate:
 def fit_output(layer: SparseLayer, inputs: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], *, steps: int) -> list[float]:
     """Fit the matrices that the output is linear in, the code held fixed, by `steps` of conjugate gradients (CGLS).
 
-    They are D (MxD, dense), W_dec (transcoder, SAE), W_dec and W_skip (skip transcoder), C and D (additive). Tokens weigh
+    They are D (the kinds of MxD, dense), W_dec (transcoder, SAE), W_dec and W_skip (skip transcoder), C and D (additive). Tokens weigh
     1/|y| as in the training loss. Few steps from the starting point act as the regulariser. Returns the weighted residual
     sum of squares before each step and after the last: it never rises.
     """
@@ -122,7 +137,7 @@ def fit_output(layer: SparseLayer, inputs: Float[Tensor, "token d_in"], y: Float
 
 
 def _output_parameters(layer: SparseLayer) -> list[torch.nn.Parameter]:
-    if isinstance(layer, (MxD, MxDProductKey, Dense)):
+    if isinstance(layer, (*MODULATED, Dense)):
         return [layer.D]
     if isinstance(layer, Additive):
         return [layer.C, layer.D]

@@ -1,0 +1,210 @@
+"""The tables and the plane of docs/results.md that come from studies: docs/results/studies/NAME.json, as ``mxd study NAME`` writes them."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mxd.evals.svg import NAMES, Axis, Figure, log_axis, number
+
+DOCS = Path(__file__).parent.parent / "docs"
+FOLDER = DOCS / "results" / "studies"
+PLANE = DOCS / "img" / "routing-plane.svg"
+KINDS = ("mxd", "mxd-pk", "mov", "cp-mumoe", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive")
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
+"""97.5th percentile of Student's t with n − 1 degrees of freedom, by number of seeds n."""
+MEASURES = (("n_r", "N_r"), ("g_r", "G_r"), ("id", "ID"))
+Row = dict[str, Any]
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """What a study found; None where it was not run yet."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def tables() -> dict[str, str]:
+    """Mark of docs/results.md -> table."""
+    small = ("topk-or-l1", "encoder", "rank", "random-k", "n-or-k", "mode-2")
+    return {
+        "tuning": _tuning(),
+        "comparison": _comparison(8),
+        "comparison-16": _comparison(16),
+        "comparison-routing": _routing("comparison"),
+        "routing-search": _routing("routing"),
+        "commands": _commands(),
+        **{name: _small(name) for name in small},
+    }
+
+
+def plots() -> dict[Path, str]:
+    """The plane of faithfulness against routing, with every MxD of every study on it."""
+    figure = _plane()
+    return {PLANE: figure.svg(standalone=True) + "\n"} if figure else {}
+
+
+def combined(rows: Sequence[Row], key: str) -> tuple[float, tuple[float, float]]:
+    """Mean over seeds and a 95 % interval for seeds and text together.
+
+    The same held-out text serves every seed, so its error does not average out: half widths are added in quadrature, that of the text
+    (the mean of the seeds' bootstrap intervals) and that of the seeds (Student's t).
+    """
+    values = [row[key] for row in rows]
+    text = statistics.mean((row[f"{key}_ci95"][1] - row[f"{key}_ci95"][0]) / 2 for row in rows)
+    seeds = T_95[len(rows)] * statistics.stdev(values) / math.sqrt(len(rows)) if len(rows) > 1 else 0.0
+    mean, half = statistics.mean(values), math.hypot(text, seeds)
+    return mean, (mean - half, mean + half)
+
+
+def _tuning() -> str:
+    found = read("tuning")
+    if found is None:
+        return "Not measured."
+    rates = list(dict.fromkeys(_word(row["command"], "--lr") for row in found["rows"]))
+    names = list(dict.fromkeys(row["name"] for row in found["rows"]))
+    lines = ["| student | " + " | ".join(f"lr {rate}" for rate in rates) + " |", "|---|" + "---|" * len(rates)]
+    for name in sorted(names, key=lambda n: (n.endswith("host-encoder"), KINDS.index(_kind(found["rows"], n)))):
+        cells = {_word(row["command"], "--lr"): row for row in found["rows"] if row["name"] == name}
+        best = min(cells.values(), key=lambda row: row["fvu"])
+        shown = [_bold(f"{cells[r]['fvu']:.3f} / {cells[r]['excess_ce']:.4f}", cells[r] is best) if r in cells else "–" for r in rates]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines).replace("-0.", "−0.")
+
+
+def _kind(rows: Sequence[Row], name: str) -> str:
+    return next(row["kind"] for row in rows if row["name"] == name)
+
+
+def _bold(text: str, yes: bool) -> str:
+    return f"**{text}**" if yes else text
+
+
+def _word(command: str, option: str) -> str:
+    words = command.split()
+    return words[words.index(option) + 1] if option in words else "–"
+
+
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that differ only in their seed, in the order of the tables."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["recipe"] == "host-encoder", row["recipe"], KINDS.index(row["kind"]), row["k"]), []).append(row)
+    return [found[key] for key in sorted(found)]
+
+
+def _comparison(layer: int) -> str:
+    found = read("comparison")
+    rows = [row for row in (found or {"rows": []})["rows"] if row["hookpoint"] == f"layers.{layer}.mlp"]
+    if not rows:
+        return "Not measured."
+    lines = [
+        "| started | kind | K | seeds | excess CE, nats [95 %] | CE recovered | KL | FVU [95 %] | dead | busiest |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for group in _groups(rows):
+        first = group[0]
+        name = NAMES[first["kind"]]
+        lines.append(
+            f"| {'host' if first['recipe'] == 'host-encoder' else 'scratch'} | {name} | {first['k'] or '–'} | {len(group)} "
+            f"| {_interval(*combined(group, 'excess_ce'), 4)} | {100 * _mean(group, 'ce_recovered'):.1f} % | {_mean(group, 'kl'):.4f} "
+            f"| {_interval(*combined(group, 'fvu'), 3)} | {_share(group, 'dead_fraction')} | {_share(group, 'max_firing_frequency')} |"
+        )
+    return "\n".join(lines)
+
+
+def _interval(value: float, ends: Sequence[float], decimals: int) -> str:
+    low, high = ends
+    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]".replace("-", "−")
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return statistics.mean(row[key] for row in rows)
+
+
+def _share(rows: Sequence[Row], key: str) -> str:
+    return "–" if rows[0][key] is None else f"{100 * _mean(rows, key):.0f} %"
+
+
+def _routing(name: str) -> str:
+    found = read(name)
+    rows = [row for row in (found or {"rows": []})["rows"] if row["routing"]]
+    if not rows:
+        return "Not measured."
+    lines = [
+        "| recipe | K | layer | seed | excess CE | FVU | N_r | G_r | G_r, best dense | ID | experts matter |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        measures = [_measure(row["routing"].get(key)) for key in ("n_r", "g_r", "g_r_best", "id")]
+        matter = {True: "yes", False: "not shown", None: "–"}[row["routing"]["experts_matter"]]
+        layer = row["hookpoint"].split(".")[1]
+        lines.append(
+            f"| {row['recipe']} | {row['k']} | {layer} | {row['seed']} | {row['excess_ce']:.4f} | {row['fvu']:.3f} "
+            f"| {' | '.join(measures)} | {matter} |".replace("-0.", "−0.")
+        )
+    return "\n".join(lines)
+
+
+def _measure(found: dict[str, Any] | None) -> str:
+    if not found or found["value"] is None:
+        return "–"
+    if found["value"] < -100:  # the routing-free readout is exact up to rounding; how far below 0 means nothing
+        return "< −100"
+    return _interval(found["value"], found["ci95"], 3)
+
+
+def _small(name: str) -> str:
+    """One line a student."""
+    found = read(name)
+    if found is None:
+        return "Not measured."
+    lines = [
+        "| student | units | parameters | L0 | excess CE, nats [95 %] | FVU [95 %] | dead | busiest |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        lines.append(
+            f"| {row['name']} | {row['n_units']:,} | {row['params'] / 1e6:.1f} M | {row['l0']:.1f} "
+            f"| {_interval(row['excess_ce'], row['excess_ce_ci95'], 4)} | {_interval(row['fvu'], row['fvu_ci95'], 3)} "
+            f"| {100 * row['dead_fraction']:.0f} % | {row['max_firing_frequency']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _commands() -> str:
+    """For every study its own command and those of its runs."""
+    lines: list[str] = []
+    for path in sorted(FOLDER.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        lines.append(f"{found['command']}  # {found['question']}")
+        lines += [f"    {text}" for text in dict.fromkeys(row["command"] for row in found["rows"])]
+    return "<!-- runs: no -->\n```bash\n" + "\n".join(lines) + "\n```" if lines else "Not measured."
+
+
+def _plane() -> Figure | None:
+    """Excess cross-entropy across, identity upwards; full marks where N_r, G_r and ID all exceed 0 with their intervals."""
+    rows = [row for name in ("routing", "comparison", "random-k", "encoder", "n-or-k") for row in (read(name) or {"rows": []})["rows"]]
+    points = [row for row in rows if row["routing"] and row["routing"]["id"]["value"] is not None and row["excess_ce"] > 0]
+    points = [row for row in points if row["hookpoint"] == "layers.8.mlp"]
+    if not points:
+        return None
+    figure = Figure(760, 430, "Faithfulness against routing", "Every MxD of the studies: excess cross-entropy against ID")
+    x = log_axis([row["excess_ce"] for row in points], 60, 720)
+    y = Axis(0, max(row["routing"]["id"]["value"] for row in points) * 1.1, 370, 40)
+    figure.frame(x, y, "excess cross-entropy, nats (log)", "ID: loss of FVU when it no longer matters which expert fired")
+    scratch = [row for row in rows if row["recipe"] == "ours" and row["k"] in (0, 32)]
+    rivals = {row["kind"]: row for row in scratch if row["kind"] in ("skip-transcoder", "dense")}
+    for kind, row in rivals.items():
+        if row["excess_ce"] > 0:
+            figure.line([(x(row["excess_ce"]), 40), (x(row["excess_ce"]), 370)], "line dash thin", kind)
+            figure.text(x(row["excess_ce"]) + 4, 52 if kind == "dense" else 66, f"{NAMES[kind]}, scratch", css="hue", kind=kind)
+    for row in points:
+        kind = "mxd" if row["routing"]["experts_matter"] else "dense"
+        note = f"{row['recipe']}, K = {row['k']}, seed {row['seed']}: excess CE {number(row['excess_ce'])}"
+        figure.marker(x(row["excess_ce"]), y(row["routing"]["id"]["value"]), kind, note=note, size=4)
+    figure.text(720, 28, "full: N_r, G_r and ID all above 0 · hollow: not shown", anchor="end", css="soft")
+    return figure
