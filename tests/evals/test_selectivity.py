@@ -131,10 +131,13 @@ def test_a_host_that_needs_the_unit_is_hurt_by_its_ablation(host: Host, monkeypa
     """Of a loss that counts how far the stand-in's output is from having unit 0 in it, the rise is known to the digit."""
     layer = planted(host)
 
-    def losses(host: Host, ids: Tensor) -> Tensor:
-        y = host.read(ids, [HOOK])[HOOK].y.double()
-        full = layer(host.read(ids, [HOOK])[HOOK].x).y.double()
-        return (y - full).square().sum(-1).mean(1)
+    def losses(host: Host, hookpoint: str, ids: Tensor, modules: dict[str, Any], progress: object = None) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, module in {"": host.mlp(hookpoint), **modules}.items():
+            with host.replace({hookpoint: module}):
+                x, y = host.read(ids, [hookpoint])[hookpoint]
+            found[name] = (y.double() - layer(x).y.double()).square().sum(-1).mean(1)
+        return found
 
     monkeypatch.setattr(module, "text_losses", losses)
     config = dataclasses.replace(CONFIG, selectivity_units=1)

@@ -12,7 +12,7 @@ host's own MLP, chosen by the same rule. Each text is cut to its first tokens; t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,7 +67,14 @@ def measure(subject: Subject) -> Found:
     generator = torch.Generator().manual_seed(config.seed)
     for draw in range(DRAWS):
         conditions[f"random/{draw}"] = live[torch.randperm(len(live), generator=generator)[:units].to(live.device)].tolist()
-    losses = _condition_losses(subject, texts, {name: Edited(layer, scale=dict.fromkeys(c, 0.0)) for name, c in conditions.items()}, 0.15)
+    edited = {name: Edited(layer, scale=dict.fromkeys(chosen, 0.0)) for name, chosen in conditions.items()}
+    losses = text_losses(
+        subject.host,
+        subject.hookpoint,
+        texts.measure.ids,
+        edited,
+        lambda done: subject.say(0.2 + 0.78 * done, f"{len(edited)} ablations, text by text"),
+    )
     return _figures(subject, texts, conditions, losses, neurons) | {"live_units": len(live), "n_units": layer.n_units}
 
 
@@ -114,14 +121,33 @@ def most_active(means: Float[Tensor, "text n_units"], labels: Int[Tensor, "text"
     return order[overall[order] > 0].tolist()
 
 
-def text_losses(host: Host, ids: Int[Tensor, "text position"]) -> Float[Tensor, "text"]:
-    """Mean next-token cross-entropy of each text, nats per predicted token, float64 on the CPU; every position but the last counts."""
-    rows: list[Tensor] = []
-    for part in ids.split(max(1, LOGIT_BYTES // (4 * ids.shape[1] * host.vocab_size))):
+def text_losses(
+    host: Host,
+    hookpoint: str,
+    ids: Int[Tensor, "text position"],
+    modules: Mapping[str, nn.Module],
+    progress: Callable[[float], None] = lambda _: None,
+) -> dict[str, Float[Tensor, "text"]]:
+    """Mean next-token cross-entropy of each text with each of `modules` in the MLP's place, nats per predicted token, float64 on the CPU.
+
+    Every position but the last counts. What is below the hookpoint is computed once for all modules; the host's own loss is ``""``.
+    """
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("", *modules)}
+
+    def add(name: str, part: Tensor) -> None:
         logits = host.logits(part)[:, :-1]
         loss = F.cross_entropy(logits.transpose(1, 2), part[:, 1:].to(logits.device), reduction="none")
-        rows.append(loss.double().mean(1).cpu())
-    return torch.cat(rows)
+        rows[name].append(loss.double().mean(1).cpu())
+
+    parts = ids.split(max(1, LOGIT_BYTES // (4 * ids.shape[1] * host.vocab_size)))
+    for number, part in enumerate(parts):
+        with host.remember([hookpoint]) as memory:
+            add("", part)
+        for done, (name, module) in enumerate(modules.items()):
+            progress((number + done / len(modules)) / len(parts))
+            with host.resume(memory, hookpoint), host.replace({hookpoint: module}):
+                add(name, part)
+    return {name: torch.cat(found) for name, found in rows.items()}
 
 
 class WithoutNeurons(nn.Module):
@@ -158,15 +184,6 @@ def _activations(subject: Subject, texts: Texts) -> tuple[Tensor, Tensor]:
     return torch.cat([one.x for one in found]), torch.cat([one.y for one in found])
 
 
-def _condition_losses(subject: Subject, texts: Texts, modules: dict[str, SparseLayer], start: float) -> dict[str, Tensor]:
-    losses: dict[str, Tensor] = {}
-    for number, (name, module) in enumerate(modules.items()):
-        subject.say(start + (0.98 - start) * number / len(modules), f"loss with {name.replace('/', ' ')} ablated")
-        with subject.host.replace({subject.hookpoint: module}):
-            losses[name] = text_losses(subject.host, texts.measure.ids)
-    return losses
-
-
 def _neurons(subject: Subject, texts: Texts, x: Tensor) -> dict[str, Any]:
     """The same for the host's own neurons: losses by condition, and which neurons. Chosen by the mean of |h|, since h may be negative."""
     host, hookpoint = subject.host, subject.hookpoint
@@ -176,11 +193,11 @@ def _neurons(subject: Subject, texts: Texts, x: Tensor) -> dict[str, Any]:
     chosen = {
         name: rank(means, texts.choose.labels == number)[: subject.config.selectivity_units] for number, name in enumerate(texts.classes)
     }
-    losses = {"none": text_losses(host, texts.measure.ids)}
-    for number, (name, neurons) in enumerate(chosen.items()):
-        subject.say(0.03 + 0.12 * number / len(chosen), f"loss with the host's neurons of {name} ablated")
-        with host.replace({hookpoint: WithoutNeurons(host, hookpoint, neurons)}):
-            losses[name] = text_losses(host, texts.measure.ids)
+    without = {name: WithoutNeurons(host, hookpoint, neurons) for name, neurons in chosen.items()}
+    losses = text_losses(
+        host, hookpoint, texts.measure.ids, without, lambda done: subject.say(0.03 + 0.17 * done, "ablating the host's own neurons")
+    )
+    losses["none"] = losses.pop("")
     return {"losses": losses, "chosen": chosen, "width": width}
 
 
