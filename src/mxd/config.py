@@ -264,7 +264,7 @@ class StudyConfig:
     """Run one of the studies behind docs/results.md: harvest, train, evaluate, and one JSON file with a command beside every number."""
 
     name: str = ""
-    """Which study: tuning, comparison, topk-or-l1, encoder, rank, random-k, n-or-k, mode-2, routing."""
+    """Which study: tuning, comparison, routing, topk-or-l1, encoder, rank, random-k, n-or-k, mode-2."""
     out: Path = Path("runs/studies")
     """Folder for activations, runs and NAME.json. What is finished there is not run again."""
     tokens: int | None = None

@@ -37,9 +37,12 @@ class Study(NamedTuple):
     split: str = "test"
     """Held-out text it is measured on: validation where something is chosen by it."""
 
+    also_cached: tuple[str, ...] = ()
+    """Layers harvested besides those trained on, so that another study's activations serve."""
+
     def harvest(self, folder: Path) -> HarvestConfig:
         """What all its runs are trained on, to be kept in `folder`: one harvest for all studies of the same layers and tokens."""
-        layers = tuple(sorted({layer for run in self.runs for layer in run.layers}, key=int))
+        layers = tuple(sorted({*self.also_cached, *(layer for run in self.runs for layer in run.layers)}, key=int))
         tokens = max(run.tokens for run in self.runs)
         # Half the disk where there is much of it; the smaller ones keep the host's own bits.
         store = "float32" if tokens <= SCREEN_TOKENS else "float16"
@@ -67,6 +70,21 @@ def _comparison() -> tuple[TrainConfig, ...]:
     return tuple(runs)
 
 
+def _routing() -> tuple[TrainConfig, ...]:
+    """The finalists of the search on validation text (docs/log.md), five times over the comparison's tokens: 5 M token-steps each.
+
+    The rate is the comparison's, lowered as the square root of the number of steps, alike for all kinds.
+    """
+    base = TrainConfig(tokens=COMPARISON_TOKENS, passes=5, layers=("8",))
+    linear = "encoder=mlp+phi=identity+width=0.375"
+    arms = ("", "+positive-c+lr-c=4", "+positive-c+lr-c=4+lr-gate=0.3", "+width=0.25", f"+{linear}")
+    return (
+        _run("mxd", base, kinds=("mxd", "dense"), recipe=tuple(f"ours{arm}+lr=4e-3" for arm in arms)),
+        _run("rivals", base, kinds=("transcoder", "skip-transcoder", "additive"), recipe=("ours+lr=4e-3",)),
+        _run("sae", base, kinds=("topk-sae",), recipe=("ours+lr=1e-3",)),
+    )
+
+
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
@@ -80,6 +98,12 @@ STUDIES: dict[str, Study] = {
             "comparison",
             "How faithful is each kind at equal budget, tokens and tuning, and do MxD's experts matter?",
             _comparison(),
+        ),
+        Study(
+            "routing",
+            "Can an MxD from scratch be as faithful as the best skip transcoder while its experts matter (N_r, G_r and ID above zero)?",
+            _routing(),
+            also_cached=("16",),
         ),
         Study(
             "topk-or-l1",

@@ -13,8 +13,10 @@ import torch
 
 from mxd.config import EvalConfig
 from mxd.errors import ConfigError
-from mxd.evals import anatomy, anatomy_firing, anatomy_weights
-from mxd.evals.anatomy_firing import Window, coactivation, firing, look, token_types
+from mxd.evals.anatomy import firing as anatomy_firing
+from mxd.evals.anatomy import measure as anatomy
+from mxd.evals.anatomy import weights as anatomy_weights
+from mxd.evals.anatomy.firing import Window, coactivation, firing, look, token_types
 from mxd.evals.parts import Shared, Subject, finite
 from mxd.evals.sections import html, markdown
 from mxd.host import Host

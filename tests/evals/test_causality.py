@@ -9,9 +9,18 @@ import pytest
 import torch
 from scipy import stats
 
-from mxd.evals import causality
-from mxd.evals.anatomy_written import Written, mean_activations
-from mxd.evals.causality import discoveries, effects, exchanged, identity_fvu, identity_nats, p_values, replacements, summary
+from mxd.evals.anatomy import causality
+from mxd.evals.anatomy.causality import (
+    discoveries,
+    effects,
+    exchanged,
+    identity_fvu,
+    identity_nats,
+    p_values,
+    replacements,
+    summary,
+)
+from mxd.evals.anatomy.written import Written, mean_activations
 from mxd.layers import LAYERS, SparseLayer
 
 from .hosts import random_layer, tiny_llama

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mxd.errors import ConfigError
-from mxd.evals import coherence as module
-from mxd.evals.coherence import coherence, count_words, ellipse, tfidf
+from mxd.evals.steering import coherence as module
+from mxd.evals.steering.coherence import coherence, count_words, ellipse, tfidf
 
 
 def by_hand(vectors: np.ndarray) -> tuple[list[float], float, float]:

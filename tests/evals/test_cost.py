@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from mxd.checkpoint import Run
 from mxd.config import EvalConfig
 from mxd.errors import TextError
-from mxd.evals import cost, cost_show, sections, suite
+from mxd.evals import sections, suite
+from mxd.evals.cost import measure as cost
+from mxd.evals.cost import show as cost_show
 from mxd.evals.parts import Shared, Subject, finite
 from mxd.host import Host
 from mxd.layers import LAYERS, Edited, Sizes, build

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from mxd.checkpoint import Run
 from mxd.config import EvalConfig
 from mxd.errors import ConfigError
-from mxd.evals import generation, generation_show, sections, suite, svg
-from mxd.evals.generation import agreement, draw_prompts, identical_tokens, in_batches
+from mxd.evals import sections, suite, svg
+from mxd.evals.generation import measure as generation
+from mxd.evals.generation import show as generation_show
+from mxd.evals.generation.measure import agreement, draw_prompts, identical_tokens, in_batches
 from mxd.evals.parts import Found, Shared, Subject, finite
 from mxd.host import Host
 from mxd.layers import MxD, MxDConfig, SparseLayer

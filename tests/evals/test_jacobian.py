@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mxd.evals import jacobian
+from mxd.evals.anatomy import jacobian
 from mxd.layers import LAYERS, MxD, SparseLayer
 from mxd.layers.controls import Dense, DenseConfig
 

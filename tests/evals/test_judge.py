@@ -17,8 +17,8 @@ import pytest
 
 from mxd.config import EvalConfig
 from mxd.errors import ConfigError
-from mxd.evals import judge as module
-from mxd.evals.judge import Judge, NoVerdict, Verdict, check, judges, parse, question
+from mxd.evals.steering import judge as module
+from mxd.evals.steering.judge import Judge, NoVerdict, Verdict, check, judges, parse, question
 
 KEY = "sk-very-secret-0123456789"
 GOOD = '{"concept": "dogs", "coherence": 0.9, "fluency": 0.4}'

@@ -11,9 +11,9 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from mxd.config import EvalConfig
 from mxd.errors import ConfigError
-from mxd.evals import probes
-from mxd.evals.probes import Roles, balanced_accuracy, best_thresholds, counts, f1, fit, probe
-from mxd.evals.probing_read import Dense
+from mxd.evals.probing import probes
+from mxd.evals.probing.probes import Roles, balanced_accuracy, best_thresholds, counts, f1, fit, probe
+from mxd.evals.probing.read import Dense
 
 N = 600
 ROLES = Roles(np.arange(0, 360), np.arange(360, 480), np.arange(480, N))

@@ -16,9 +16,11 @@ from mxd import labelled
 from mxd.checkpoint import Run
 from mxd.config import EvalConfig
 from mxd.errors import ConfigError, TextError
-from mxd.evals import probing, probing_read, sections, svg
+from mxd.evals import sections, svg
 from mxd.evals.parts import Found, Shared, Subject, finite
-from mxd.evals.probing_read import Codes, Linear, Piece, Reading, layer_codes, piece_of, scores
+from mxd.evals.probing import measure as probing
+from mxd.evals.probing import read as probing_read
+from mxd.evals.probing.read import Codes, Linear, Piece, Reading, layer_codes, piece_of, scores
 from mxd.host import Host
 from mxd.labelled import Sample, Task, make
 from mxd.layers import Edited, SparseLayer, TopKSAE, Transcoder

@@ -19,12 +19,12 @@ from torch import Tensor
 from mxd import labelled
 from mxd.config import EvalConfig
 from mxd.errors import ConfigError, TextError
-from mxd.evals import selectivity as module
-from mxd.evals import selectivity_texts
 from mxd.evals.bootstrap import interval_of_sums
 from mxd.evals.parts import Shared, Subject, finite
-from mxd.evals.selectivity_rises import FLOOR, by_class, contrast, selectivity
-from mxd.evals.selectivity_show import ratio_text, show
+from mxd.evals.selectivity import measure as module
+from mxd.evals.selectivity import texts as selectivity_texts
+from mxd.evals.selectivity.rises import FLOOR, by_class, contrast, selectivity
+from mxd.evals.selectivity.show import ratio_text, show
 from mxd.host import Host
 from mxd.labelled import Sample, Task
 from mxd.layers import LAYERS, Edited, Sizes, SparseLayer, Transcoder, build
@@ -133,8 +133,8 @@ def test_a_host_that_needs_the_unit_is_hurt_by_its_ablation(host: Host, monkeypa
 
     def losses(host: Host, hookpoint: str, ids: Tensor, modules: dict[str, Any], progress: object = None) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for name, module in {"": host.mlp(hookpoint), **modules}.items():
-            with host.replace({hookpoint: module}):
+        for name, stand_in in {"": host.mlp(hookpoint), **modules}.items():
+            with host.replace({hookpoint: stand_in}):
                 x, y = host.read(ids, [hookpoint])[hookpoint]
             found[name] = (y.double() - layer(x).y.double()).square().sum(-1).mean(1)
         return found

@@ -16,12 +16,14 @@ import torch
 from mxd.checkpoint import Run
 from mxd.config import KINDS, EvalConfig
 from mxd.errors import ConfigError
-from mxd.evals import judge, steering, suite
+from mxd.evals import suite
 from mxd.evals.parts import Shared, Subject, finite
-from mxd.evals.steering import measure, protocol
-from mxd.evals.steering_layer import Firing, Steered, choose, divergence, firing, push_sizes, random_directions
-from mxd.evals.steering_show import show
-from mxd.evals.steering_text import Sampling, changed, distinct, read, steered
+from mxd.evals.steering import judge
+from mxd.evals.steering import measure as steering
+from mxd.evals.steering.layer import Firing, Steered, choose, divergence, firing, push_sizes, random_directions
+from mxd.evals.steering.measure import measure, protocol
+from mxd.evals.steering.show import show
+from mxd.evals.steering.text import Sampling, changed, distinct, read, steered
 from mxd.harvest import Batch
 from mxd.host import Generated, Host
 from mxd.layers import Edited, MixtureOfDecoders, SparseLayer, Transcoder
@@ -211,7 +213,7 @@ def test_changed_and_distinct_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["mxd", "topk-sae"])
 def test_a_batch_of_units_writes_what_each_writes_alone(world: World, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, seeds = random_layer(kind), [5, 6]
-    monkeypatch.setattr("mxd.evals.steering_text.ROWS", 4)
+    monkeypatch.setattr("mxd.evals.steering.text.ROWS", 4)
     told: list[float] = []
     made = steered(world.host, HOOK, layer, [1, 2, 3], [9.0, 0.0, -9.0], seeds, HOW, say=told.append)
     assert told == pytest.approx([2 / 3, 1.0])

@@ -18,10 +18,12 @@ from ..harvest import Batch, collect
 from ..layers import MixtureOfDecoders, SparseLayer
 from ..recipes import counterpart
 from ..text import TokenBlock
-from . import fidelity, judge, probes, report, routing, suite
+from . import fidelity, report, routing, suite
 from .bootstrap import mean_interval
 from .fidelity import Constant, HeldOut, Losses, Swap
 from .parts import finite
+from .probing import probes
+from .steering import judge
 from .suite import Kept
 
 if TYPE_CHECKING:
