@@ -332,6 +332,18 @@ def test_what_is_shown(measure: Measure, host: Host) -> None:
     assert "<script" not in sections.html(section)
 
 
+def test_the_language_named_is_the_best_on_validation_texts_not_on_test(measure: Measure, host: Host) -> None:
+    probes = measure(planted(host))
+    (task,) = probes["tasks"].values()
+    probes["tasks"] = {"language": task}
+    first, second = task["figures"]["student"]["code"]["k1"]["classes"][:2]
+    first |= {"chosen_f1": 1.0, "f1": 0.25}
+    second |= {"chosen_f1": 0.5, "f1": 1.0}
+    (section,) = probing.PART.show([{"name": "transcoder-k4", "kind": "transcoder", "probes": probes}])
+    named = [words for words in section.words if "tells a language best" in words]
+    assert len(named) == 1 and f"({first['class']}, unit {first['units'][0]}) has F1 0.25" in named[0]
+
+
 def test_features_kept_sparse_or_linear_agree_with_a_matrix() -> None:
     from scipy import sparse
 

@@ -148,8 +148,12 @@ def _words(student: Student, names: Sequence[str]) -> list[str]:
         )
     cell = _cell(tasks["language"], "student", "code") if "language" in tasks else None
     if cell:
-        best = max(cell["classes"], key=lambda own: own["f1"])
-        words.append(f"{student['name']}: the best code for a language ({best['class']}, unit {best['units'][0]}) has F1 {_text(best)}.")
+        # Chosen by what it was chosen by, never by the test texts.
+        best = max(cell["classes"], key=lambda own: own["chosen_f1"])
+        words.append(
+            f"{student['name']}: the code that tells a language best on validation texts ({best['class']}, unit {best['units'][0]}) has "
+            f"F1 {_text(best)} on test texts."
+        )
     return words
 
 
