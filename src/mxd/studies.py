@@ -113,7 +113,7 @@ STUDIES: dict[str, Study] = {
                 _run(
                     "l1",
                     kinds=("mxd", "transcoder"),
-                    recipe=("ours+l1=0.01", "ours+l1=0.1", "ours+l1=1"),
+                    recipe=("ours+l1=0.01", "ours+l1=0.03", "ours+l1=0.1"),
                 ),
             ),
         ),

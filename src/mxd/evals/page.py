@@ -29,6 +29,9 @@ td small{display:block;color:var(--soft);font-size:12px;line-height:1.3}
 th,td{padding:6px 8px;text-align:right;border-bottom:1px solid var(--rule)}tr:last-child td,tr:last-child th{border-bottom:0}
 thead th{font-weight:500;color:var(--soft);vertical-align:bottom}tbody th{font-weight:600;text-align:left}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--paper);padding-left:2px}td:last-child,th:last-child{text-align:left}
+table.part{width:auto}table.part td:last-child,table.part thead th:last-child{text-align:right}
+details{margin:10px 0}summary{cursor:pointer;font-size:15px}details[open] summary{margin-bottom:6px}
+summary:focus-visible{outline:2px solid var(--mxd)}
 tr.control th,tr.control td{font-style:italic}tr.control+tr:not(.control) td{border-top:0}
 .key{display:inline-block;width:11px;height:11px;margin-right:8px;vertical-align:-1px}.key svg{display:block;overflow:visible}
 th[title]{text-decoration:underline dotted var(--rule);text-underline-offset:4px;cursor:help}
@@ -136,18 +139,14 @@ def _table(students: Sequence[Student]) -> str:
         drawn = f'<svg class="figure" viewBox="0 0 11 11" width="11" height="11" aria-hidden="true">{"".join(mark.parts)}</svg>'
         key = f'<span class="key">{drawn}</span>'
         css = ' class="control"' if student["is_control"] else ""
-        rows.append(f'<tr{css}><th scope="row">{key}{cells[0]}</th>{"".join(f"<td>{_two_lines(cell)}</td>" for cell in cells[1:])}</tr>')
+        rows.append(
+            f'<tr{css}><th scope="row">{key}{cells[0]}</th>{"".join(f"<td>{sections.two_lines(cell)}</td>" for cell in cells[1:])}</tr>'
+        )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="All students"><table>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="soft"><small>Controls in italics, hollow marks. Point at a heading for its meaning and unit.</small></p>'
     )
-
-
-def _two_lines(cell: str) -> str:
-    """An interval under its value rather than beside it."""
-    value, bracket, rest = cell.partition(" [")
-    return f"{value}<small>[{rest}</small>" if bracket else cell
 
 
 def _routing(result: Report, student: Student) -> str:

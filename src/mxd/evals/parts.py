@@ -80,7 +80,9 @@ class Table(NamedTuple):
     heads: Sequence[str]
     """Headings; the first column names the row."""
     rows: Sequence[Sequence[str]]
-    """Cells, as text (`mxd.evals.svg.number` makes numbers into text)."""
+    """Cells, as text (`mxd.evals.svg.number` makes numbers into text); in report.html what follows `` [`` stands on a line of its own."""
+    folded: bool = False
+    """Whether report.html shows it only when asked: for tables of detail."""
 
 
 class Section(NamedTuple):

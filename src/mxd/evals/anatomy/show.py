@@ -85,8 +85,8 @@ def _firing(students: Sequence[Student]) -> Section:
         [*shared],
         [
             Table(f"Over {first['window_tokens']:,} held-out tokens", heads, _rows(students, cells)),
-            Table("Pairs that fire together most (correlation phi)", ["student", "units", "phi", "lift", "tokens"], pairs),
-            Table("Frequent tokens", ["student", "token", "occurrences", "distinct units", "effective units"], tokens),
+            Table("Pairs that fire together most (correlation phi)", ["student", "units", "phi", "lift", "tokens"], pairs, folded=True),
+            Table("Frequent tokens", ["student", "token", "occurrences", "distinct units", "effective units"], tokens, folded=True),
         ],
         [(f"{label(s, students)}: units by firing frequency", _histogram(s)) for s in students],
         notes=[

@@ -94,7 +94,7 @@ def _classes(found: Mapping[str, Any], name: str) -> Table:
                 column += ["–"] * (len(heads) - 1 - len(column))
                 column.append(f"{_text(own)} (unit {own['units'][0]}; balanced {own['balanced_accuracy']:.3f})")
     rows = [[label, *column, *["–"] * (len(heads) - len(column))] for label, column in cells.items()]
-    return Table(f"{name}: F1 on test texts of the unit chosen for each class", [name, *heads], rows)
+    return Table(f"{name}: F1 on test texts of the unit chosen for each class", [name, *heads], rows, folded=True)
 
 
 def _plot(students: Sequence[Student], names: Sequence[str], feature: str) -> Figure:
