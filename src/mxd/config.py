@@ -23,6 +23,8 @@ KINDS: tuple[str, ...] = (
 CONTROLS: tuple[str, ...] = ("dense", "additive")
 """Kinds trained beside the others to show what the experts and the product add; no claim to sparsity."""
 
+PARTS: tuple[str, ...] = ("generation_agreement", "probes", "steering", "anatomy", "selectivity", "cost")
+"""Every part of the evaluation suite besides faithfulness and routing, in the order of the report."""
 STORES: tuple[str, ...] = ("float32", "bfloat16", "float16")
 """Number formats in which activations can be cached."""
 
@@ -264,7 +266,7 @@ class StudyConfig:
     """Run one of the studies behind docs/results.md: harvest, train, evaluate, and one JSON file with a command beside every number."""
 
     name: str = ""
-    """Which study: tuning, comparison, routing, topk-or-l1, encoder, rank, random-k, n-or-k, mode-2."""
+    """Which study: tuning, comparison, routing, meaning, topk-or-l1, encoder, rank, random-k, n-or-k, mode-2."""
     out: Path = Path("runs/studies")
     """Folder for activations, runs and NAME.json. What is finished there is not run again."""
     tokens: int | None = None

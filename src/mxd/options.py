@@ -97,7 +97,8 @@ class StudyOptions(StudyConfig):
     """Run one of the studies behind docs/results.md: a question, the students that answer it, one table."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = ""
-    """Which study; without a name, all are listed: tuning, comparison, routing, topk-or-l1, encoder, rank, random-k, n-or-k, mode-2."""
+    """Which study; without a name, all are listed:
+    tuning, comparison, routing, meaning, topk-or-l1, encoder, rank, random-k, n-or-k, mode-2."""
 
 
 @dataclass(frozen=True, kw_only=True)

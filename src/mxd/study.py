@@ -17,6 +17,7 @@ from .cache import Cache
 from .checkpoint import Run, write_json
 from .config import EvalConfig, HarvestConfig, StudyConfig, TrainConfig
 from .errors import ConfigError, MxdError
+from .evals.brief import brief
 from .plan import settled
 from .run_info import plain
 from .studies import Study, study
@@ -55,7 +56,7 @@ def run(config: StudyConfig, *, quiet: bool = False, say: Callable[[str], None] 
         train = dataclasses.replace(base, out=config.out / wanted.name / base.out, activations=cache, precision=config.precision)
         say(f"{wanted.name}, run {number} of {len(wanted.runs)}: {command(train)}")
         trained = _trained(train, quiet)
-        report = pipeline.evaluate(trained, EvalConfig(split=wanted.split, sequences=config.sequences), quiet=quiet)
+        report = pipeline.evaluate(trained, EvalConfig(split=wanted.split, sequences=config.sequences, parts=wanted.parts), quiet=quiet)
         rows += [_row(student, train) for student in report["students"]]
         about = {key: report[key] for key in ("host", "base_ce", "zero_ablation_ce", "eval_tokens", "eval_sequences", "split", "versions")}
         result = _write(config, wanted, rows, about)
@@ -127,6 +128,7 @@ def _row(student: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
     routing = student.get("routing")
     kept = {key: student.get(key) for key in KEPT}
     kept["routing"] = {key: routing.get(key) for key in ROUTING} if routing else None
+    kept |= brief(student)
     return {**kept, "run": config.out.name, "command": command(config)}
 
 

@@ -159,7 +159,7 @@ def test_a_host_that_needs_the_unit_is_hurt_by_its_ablation(host: Host, monkeypa
 
 
 def test_ablating_nothing_is_exactly_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "rank", lambda means, inside: [])
+    monkeypatch.setattr(module, "rank", lambda means, labels, own: [])
     monkeypatch.setattr(module, "most_active", lambda means, labels, units: [])
     found = measured(host, planted(host))
     for name in LETTERS:
@@ -249,11 +249,22 @@ def test_rank_by_hand() -> None:
     means = torch.tensor(
         [[1.0, 3.0, 2.0, 0.0, 0.0], [1.2, 0.0, 2.0, 0.0, 0.0], [0.0, 1.0, 2.0, 4.0, 0.0], [0.1, 0.0, 2.0, 5.0, 0.0]], dtype=torch.float64
     )
-    inside = torch.tensor([True, True, False, False])
-    assert module.rank(means, inside) == [0, 1]
-    assert module.rank(means, ~inside) == [3]
-    assert module.most_active(means, inside.long(), 3) == [3, 2, 1]
-    assert module.most_active(means, inside.long(), 5) == [3, 2, 1, 0], "dead units are not active"
+    labels = torch.tensor([1, 1, 0, 0])
+    assert module.rank(means, labels, 1) == [0, 1]
+    assert module.rank(means, labels, 0) == [3]
+    assert module.most_active(means, labels, 3) == [3, 2, 1]
+    assert module.most_active(means, labels, 5) == [3, 2, 1, 0], "dead units are not active"
+
+
+def test_a_unit_that_two_classes_share_is_tied_to_neither() -> None:
+    """Units: shared by classes 0 and 1, more in 0; a little more in 0 than in both; only in 2. Worked by hand: unit 1 leads for class 0."""
+    means = torch.tensor(
+        [[5.0, 1.2, 0.0], [5.2, 1.0, 0.0], [5.0, 0.2, 0.0], [5.2, 0.0, 0.0], [0.0, 0.2, 1.0], [0.2, 0.0, 1.2]], dtype=torch.float64
+    )
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert module.rank(means, labels, 0) == [1], "unit 0 differs from class 2 alone"
+    assert module.rank(means, labels, 1) == []
+    assert module.rank(means, labels, 2) == [2]
 
 
 def test_mean_activations_leave_out_the_first_position() -> None:

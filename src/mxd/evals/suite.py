@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Run, StudentRecord, read_json, write_json
-from ..config import EvalConfig
+from ..config import PARTS, EvalConfig
 from ..errors import ConfigError, MxdError, RunError, nearest
 from .parts import Part, Section, Shared, Student, Subject, finite, missing
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mxd")
 
-PARTS: tuple[str, ...] = ("generation_agreement", "probes", "steering", "anatomy", "selectivity", "cost")
-"""Every part, in the order of the report."""
 SUITES: dict[str, tuple[str, ...]] = {"quick": (), "full": PARTS, "paper": PARTS}
 """The parts of each suite; faithfulness and routing belong to all of them."""
 _MODULES = {

@@ -61,7 +61,7 @@ def measure(subject: Subject) -> Found:
     units = config.selectivity_units
     conditions: dict[str, list[int]] = {"none": []}
     for number, name in enumerate(texts.classes):
-        ranked = rank(means, texts.choose.labels == number)
+        ranked = rank(means, texts.choose.labels, number)
         conditions |= {f"{name}/{dose}": ranked[:dose] for dose in doses(units)}
     conditions["active"] = most_active(means, texts.choose.labels, units)
     generator = torch.Generator().manual_seed(config.seed)
@@ -94,24 +94,30 @@ def mean_activations(layer: SparseLayer, read: Float[Tensor, "text position d_in
     return torch.cat(rows)
 
 
-def rank(means: Float[Tensor, "text n_units"], inside: Tensor) -> list[int]:
-    """Units from the most to the least tied to a class, by the standardised difference of their mean activation,
+def rank(means: Float[Tensor, "text n_units"], labels: Int[Tensor, "text"], own: int) -> list[int]:
+    """Units from the most to the least tied to class `own`: by the smallest, over the other classes, of the standardised differences
 
-        (mean over its texts − mean over the others) / sqrt((variance over its texts + variance over the others) / 2),
+        (mean over its texts − mean over the other class) / sqrt((variance over its texts + variance over the other class) / 2),
 
-    and only those that are more active in the class than outside it. Of equals, the lower number comes first.
+    and only those that are more active in the class than in every other. A unit that two classes share is tied to neither. Of equals,
+    the lower number comes first.
 
     Args:
         means: mean activation of each unit in each text.
-        inside: bool [text], the texts of the class.
+        labels: the class of each text.
+        own: the class.
     """
-    own, other = means[inside], means[~inside]
-    difference = own.mean(0) - other.mean(0)
-    spread = ((own.var(0) + other.var(0)) / 2).sqrt()
+    inside = means[labels == own]
+    worst = torch.full_like(means[0], torch.inf)
     # A unit that never varies divides by nothing: the floor is far below any spread that activations have.
-    score = difference / spread.clamp_min(1e-9 * means.max().clamp_min(1e-30))
-    order = torch.argsort(score, descending=True, stable=True)
-    return order[difference[order] > 0].tolist()
+    floor = 1e-9 * means.max().clamp_min(1e-30)
+    for other in labels.unique().tolist():
+        if other != own:
+            outside = means[labels == other]
+            spread = ((inside.var(0) + outside.var(0)) / 2).sqrt()
+            worst = torch.minimum(worst, (inside.mean(0) - outside.mean(0)) / spread.clamp_min(floor))
+    order = torch.argsort(worst, descending=True, stable=True)
+    return order[worst[order] > 0].tolist()
 
 
 def most_active(means: Float[Tensor, "text n_units"], labels: Int[Tensor, "text"], units: int) -> list[int]:
@@ -191,7 +197,7 @@ def _neurons(subject: Subject, texts: Texts, x: Tensor) -> dict[str, Any]:
     whole = WithoutNeurons(host, hookpoint, range(width))
     means = torch.cat([whole.hidden(part).abs().mean(1).double().cpu() for part in x[:, 1:].split(TEXTS_AT_ONCE)])
     chosen = {
-        name: rank(means, texts.choose.labels == number)[: subject.config.selectivity_units] for number, name in enumerate(texts.classes)
+        name: rank(means, texts.choose.labels, number)[: subject.config.selectivity_units] for number, name in enumerate(texts.classes)
     }
     without = {name: WithoutNeurons(host, hookpoint, neurons) for name, neurons in chosen.items()}
     losses = text_losses(
@@ -256,4 +262,4 @@ def _figures(
 
 
 _show: Callable[..., Any] = show.show
-PART = Part("selectivity", 1, ("selectivity_units", "selectivity_documents"), measure, _show)
+PART = Part("selectivity", 2, ("selectivity_units", "selectivity_documents"), measure, _show)

@@ -190,7 +190,7 @@ def _notes(students: Sequence[Student]) -> list[str]:
     return [
         f"Protocol (ours; the paper has none): texts of {figures['tokens']} tokens of the task {figures['task']}; to choose on and "
         f"to measure on: {texts}. No text is in both. The units of a language are those with the largest standardised difference of mean "
-        "activation (sparse code) between its texts and the others; nothing is chosen on the measured texts.",
+        "activation (sparse code) between its texts and those of the nearest other language; nothing is chosen on the measured texts.",
         "Ablated: the activation is set to 0 at every position, no other unit moves up. The rise is against the same student unedited, "
         "text by text; host neurons against the host itself.",
         f"Selectivity = rise on the language / max(mean rise on the others, {figures['floor']:g} nats). ≥: the rise on the others is not "
