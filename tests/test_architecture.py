@@ -71,7 +71,7 @@ LAWS: dict[str, str] = {
     r"run_info": r"checkpoint|recipes|train",
     r"pipeline": r"(?!cli|options|tables|lanes|study).*",
     r"studies": r"$^",
-    r"study": r"cache|checkpoint|evals/brief|pipeline|plan|run_info|studies",
+    r"study": r"cache|checkpoint|devices|evals/brief|ops/.*|pipeline|plan|recipes|run_info|studies",
     r"bench/(__init__|rows)": r"$^",
     r"bench/.*": r"(?!cli|options|tables|lanes).*",
     r"cli|__init__|__main__": r".*",

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from mxd import pipeline, studies, study
+from mxd import config, pipeline, recipes, studies, study
 from mxd.cli import main, parse
 from mxd.config import EvalConfig, StudyConfig, TrainConfig
 from mxd.errors import ConfigError
-from mxd.plan import check
+from mxd.plan import check, total_train_steps
 from mxd.studies import STUDIES, Study
 
 from .small import save_host, save_texts
@@ -59,7 +59,7 @@ def test_a_study_runs_is_kept_and_goes_on(
     with pytest.raises(KeyboardInterrupt):
         study.run(config, quiet=True, say=lambda _: None)
     kept = json.loads((tmp_path / "out" / "tiny.json").read_text())
-    assert [row["run"] for row in kept["rows"]] == ["first", "first"], "what is finished is written at once"
+    assert [row["run"] for row in kept["rows"]] == ["first", "first"] and not kept["finished"], "what is finished is written at once"
     found = study.run(config, quiet=True, say=lambda _: None)
     assert [p.name for p in trained] == ["first", "second", "second"], "the first run is not trained again"
     assert len(harvested) == 1, "nor is the text read again"
@@ -79,6 +79,13 @@ def test_the_command_beside_a_row_gives_the_row(tiny: Study, tmp_path: Path) -> 
     again = dataclasses.replace(parse("train", words[2:]), out=tmp_path / "again")
     report = pipeline.evaluate(pipeline.train(again, quiet=True), EvalConfig(sequences=6), quiet=True)
     assert report["students"][-1]["excess_ce"] == row["excess_ce"]
+    harvested = parse("harvest", shlex.split(found["harvest"])[2:])
+    assert (harvested.layers, harvested.tokens) == (("1",), 2048)
+    evaluation = parse("eval", shlex.split(row["evaluation"])[2:])
+    assert (evaluation.sequences, evaluation.run.name) == (6, "second")
+    again_study = parse("study", shlex.split(found["command"])[2:])
+    assert (again_study.name, again_study.sequences, again_study.precision) == ("tiny", 6, "fp32"), "auto is settled"
+    assert row["zero_ablation_ce"] == report["zero_ablation_ce"]
 
 
 def test_fewer_tokens_and_precision_reach_the_runs(tiny: Study, tmp_path: Path) -> None:
@@ -88,20 +95,44 @@ def test_fewer_tokens_and_precision_reach_the_runs(tiny: Study, tmp_path: Path) 
     assert all("--precision bf16" in row["command"] and "--tokens 1024" in row["command"] for row in found["rows"])
 
 
-def test_runs_of_another_configuration_are_trained_again(tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_of_another_configuration_is_never_replaced(tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = StudyConfig(name="tiny", out=tmp_path / "out", sequences=6, precision="fp32")
+    study.run(config, quiet=True, say=lambda _: None)
+    weights = tmp_path / "out" / "tiny" / "first" / "run.json"
+    before = weights.read_bytes()
+    for changed, got in ((dataclasses.replace(config, precision="bf16"), "precision fp32"), (dataclasses.replace(config, tokens=1024), "")):
+        with pytest.raises(ConfigError, match=rf"holds a finished run of another configuration.*{got}|holds other activations"):
+            study.run(changed, quiet=True, say=lambda _: None)
+    recipe = recipes.RECIPES["ours"]["transcoder"]
+    monkeypatch.setitem(recipes.RECIPES["ours"], "transcoder", dataclasses.replace(recipe, learning_rate=1e-5))
+    with pytest.raises(ConfigError, match="recipes defined otherwise"):
+        study.run(config, quiet=True, say=lambda _: None)
+    monkeypatch.setitem(recipes.RECIPES["ours"], "transcoder", recipe)
+    about = json.loads(weights.read_text())
+    about["activations"]["manifest_sha256"] = "0" * 64
+    weights.write_text(json.dumps(about))
+    with pytest.raises(ConfigError, match="another harvest"):
+        study.run(config, quiet=True, say=lambda _: None)
+    weights.write_bytes(before)
+    study.run(config, quiet=True, say=lambda _: None)
+
+
+def test_a_whole_table_is_not_replaced_by_half_a_one(tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = StudyConfig(name="tiny", out=tmp_path / "out", sequences=6)
-    study.run(config, quiet=True, say=lambda _: None)
-    monkeypatch.setitem(STUDIES, "tiny", tiny._replace(runs=(dataclasses.replace(tiny.runs[0], lr=1e-3), tiny.runs[1])))
-    trained: list[str] = []
-    train = pipeline.train
+    whole = study.run(config, quiet=True, say=lambda _: None)
+    assert whole["finished"]
+    evaluate, seen = pipeline.evaluate, list[Any]()
 
-    def counted(config: TrainConfig, *, quiet: bool = False) -> Any:
-        trained.append(config.out.name)
-        return train(config, quiet=quiet)
+    def stopping(run: Any, config: EvalConfig, *, quiet: bool = False) -> Any:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(run)
+        return evaluate(run, config, quiet=quiet)
 
-    monkeypatch.setattr(pipeline, "train", counted)
-    study.run(config, quiet=True, say=lambda _: None)
-    assert trained == ["first"]
+    monkeypatch.setattr(pipeline, "evaluate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(config, quiet=True, say=lambda _: None)
+    assert json.loads((tmp_path / "out" / "tiny.json").read_text()) == whole
 
 
 def test_other_activations_in_its_folder_are_left_alone(tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +154,15 @@ def test_every_study_is_a_runnable_configuration() -> None:
         for run in found.runs:
             check(run)
             assert parse("train", shlex.split(study.command(run))[2:]) == run
-    help_text = StudyConfig.__doc__ or ""
-    assert help_text and studies.COMPARISON_TOKENS >= 1_000_000
+            for recipe in (recipe for kind in run.kinds for recipe in recipes.chosen(run, kind)):
+                assert 10 * recipe.warmup_steps <= total_train_steps(run), f"{name}: {recipe.name} would only warm up"
+    assert studies.COMPARISON_TOKENS >= 1_000_000
+    for help_page in (cli_docs(), (StudyConfig.__doc__ or "") + Path(config.__file__).read_text(encoding="utf-8")):
+        assert all(name in help_page for name in STUDIES), "every study is named in the help"
+
+
+def cli_docs() -> str:
+    return (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
 def test_without_a_name_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -252,7 +252,7 @@ def chosen(config: TrainConfig, kind: str) -> list[Recipe]:
     """The recipes that `config` asks for, for one kind, with its own --lr, --warmup-steps and --schedule put in.
 
     Two names that come to the same for this kind (``host-encoder`` is ``ours`` for a transcoder, and so is ``ours+width=0.25``)
-    give one recipe.
+    give one recipe; so do two that differ in name only (``ours`` and ``ours+balance``).
 
     Raises:
         ConfigError: unknown recipe, modifier or schedule, or a value that makes no sense.
@@ -265,14 +265,15 @@ def chosen(config: TrainConfig, kind: str) -> list[Recipe]:
         raise ConfigError("--warmup-steps must be at least 0", got=str(config.warmup_steps))
     own = {"learning_rate": config.lr, "warmup_steps": config.warmup_steps, "schedule": config.schedule}
     given = {name: value for name, value in own.items() if value is not None}
-    found: dict[Recipe, None] = {}
+    found: dict[Recipe, Recipe] = {}
     for name in config.recipe:
         twice = next((m for m in modifiers(name) if m.field in given or (m.field == "aux_weight" and config.aux_weight is not None)), None)
         if twice is not None:
             option = {"learning_rate": "--lr", "aux_weight": "--aux-weight"}.get(twice.field, "--" + twice.field.replace("_", "-"))
             raise ConfigError(f"{option} contradicts --recipe {name}", expected=f"one of {option} and +{twice.text}", got="both")
-        found[replace(recipe(name, kind), **given)] = None
-    return list(found)
+        made = replace(recipe(name, kind), **given)
+        found.setdefault(replace(made, name=""), made)
+    return list(found.values())
 
 
 def demo() -> TrainConfig:

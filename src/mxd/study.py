@@ -14,11 +14,14 @@ from typing import Any
 
 from . import pipeline
 from .cache import Cache
-from .checkpoint import Run, write_json
+from .checkpoint import Run, read_json, write_json
 from .config import EvalConfig, HarvestConfig, StudyConfig, TrainConfig
+from .devices import find_device
 from .errors import ConfigError, MxdError
 from .evals.brief import brief
+from .ops import current, using
 from .plan import settled
+from .recipes import Recipe, chosen
 from .run_info import plain
 from .studies import Study, study
 
@@ -49,18 +52,36 @@ def run(config: StudyConfig, *, quiet: bool = False, say: Callable[[str], None] 
         MxdError: those of harvesting, training and evaluating.
     """
     wanted = narrowed(study(config.name), config)
+    config = dataclasses.replace(config, precision=resolved(config.precision))
     cache = _activations(wanted.harvest(config.out), quiet, say)
+    path = config.out / f"{wanted.name}.json"
     rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {}
+    about: dict[str, Any] = {}
     for number, base in enumerate(wanted.runs, 1):
         train = dataclasses.replace(base, out=config.out / wanted.name / base.out, activations=cache, precision=config.precision)
         say(f"{wanted.name}, run {number} of {len(wanted.runs)}: {command(train)}")
-        trained = _trained(train, quiet)
-        report = pipeline.evaluate(trained, EvalConfig(split=wanted.split, sequences=config.sequences, parts=wanted.parts), quiet=quiet)
-        rows += [_row(student, train) for student in report["students"]]
-        about = {key: report[key] for key in ("host", "base_ce", "zero_ablation_ce", "eval_tokens", "eval_sequences", "split", "versions")}
-        result = _write(config, wanted, rows, about)
-    return result
+        evaluation = EvalConfig(split=wanted.split, sequences=config.sequences, parts=wanted.parts)
+        report = pipeline.evaluate(_trained(train, quiet), evaluation, quiet=quiet)
+        rows += [_row(student, report, train, evaluation) for student in report["students"]]
+        about |= {key: report[key] for key in ("host", "base_ce", "eval_tokens", "eval_sequences", "split", "versions", "machine")}
+        finished = number == len(wanted.runs)
+        # A table that was whole stays until there is a whole one again.
+        if finished or not _is_finished(path):
+            write_json(path, _result(config, wanted, rows, about, finished=finished))
+    return _result(config, wanted, rows, about, finished=True)
+
+
+def resolved(precision: str) -> str:
+    """What ``auto`` comes to on this machine, so that a table says what its numbers were made with."""
+    with using(precision=precision):
+        return current().product(find_device("auto"))
+
+
+def _is_finished(path: Path) -> bool:
+    try:
+        return bool(read_json(path).get("finished"))
+    except (MxdError, AttributeError):
+        return False
 
 
 def narrowed(found: Study, config: StudyConfig) -> Study:
@@ -93,17 +114,37 @@ def _activations(wanted: HarvestConfig, quiet: bool, say: Callable[[str], None])
 
 
 def _trained(config: TrainConfig, quiet: bool) -> Run:
-    """The finished run of this configuration; trained now if it is not there yet, or was made of another one."""
+    """The finished run of this configuration, trained now if it is not there yet.
+
+    Raises:
+        ConfigError: its folder holds a finished run of another configuration, recipe or harvest, which is never replaced.
+    """
     try:
         found = Run.open(config.out)
     except MxdError:
         found = None
-    if found is not None and found.info.get("finished"):
-        cached = Cache.open(config.activations).info["config"] if config.activations else None
-        expected = _as_json(settled(config, cached))
-        if all(found.info["config"][name] == value for name, value in expected.items() if name != "overwrite"):
-            return found
-    return pipeline.train(dataclasses.replace(config, overwrite=config.out.exists()), quiet=quiet)
+    if found is None or not found.info.get("finished"):
+        return pipeline.train(dataclasses.replace(config, overwrite=config.out.exists()), quiet=quiet)
+    assert config.activations is not None
+    cache = Cache.open(config.activations)
+    asked = _as_json(settled(config, cache.info["config"]))
+    made = found.info["config"]
+    different = [f"{name} {made.get(name)}" for name, value in asked.items() if name != "overwrite" and made.get(name) != value]
+    # A recipe's name can come to stand for other numbers, and a folder for another harvest.
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    recipes = {kind: [defaults | recipe for recipe in own] for kind, own in found.info.get("recipes", {}).items()}
+    if recipes != json.loads(json.dumps({kind: [dataclasses.asdict(recipe) for recipe in chosen(config, kind)] for kind in config.kinds})):
+        different.append("recipes defined otherwise")
+    if (found.info.get("activations") or {}).get("manifest_sha256") != cache.sha256:
+        different.append("another harvest")
+    if different:
+        raise ConfigError(
+            f"{config.out} holds a finished run of another configuration",
+            expected="what the study asks for now",
+            got=", ".join(different),
+            next="move that folder, or choose another --out",
+        )
+    return found
 
 
 def _as_json(config: TrainConfig | HarvestConfig) -> dict[str, Any]:
@@ -111,36 +152,40 @@ def _as_json(config: TrainConfig | HarvestConfig) -> dict[str, Any]:
     return json.loads(json.dumps(plain(config)))
 
 
-def command(config: TrainConfig) -> str:
-    """The command line of a training run: every option that is not at its default."""
-    words = ["mxd", "train"]
-    for field in dataclasses.fields(TrainConfig):
+def command(config: TrainConfig | HarvestConfig | EvalConfig | StudyConfig, run: Path | None = None) -> str:
+    """The command line of a stage: every option that is not at its default. `run` is the folder that ``mxd eval`` is about."""
+    verb = {TrainConfig: "train", HarvestConfig: "harvest", EvalConfig: "eval", StudyConfig: "study"}[type(config)]
+    words = ["mxd", verb, *([str(run)] if run else [])]
+    for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value == getattr(TrainConfig, field.name) or field.name == "overwrite":
+        if value == getattr(type(config), field.name) or field.name == "overwrite":
             continue
-        words.append("--" + field.name.replace("_", "-"))
+        # The name of a study stands by itself.
+        words += ["--" + field.name.replace("_", "-")] if (verb, field.name) != ("study", "name") else []
         if value is not True:
             words += [shlex.quote(str(v)) for v in (value if isinstance(value, tuple) else (value,))]
     return " ".join(words)
 
 
-def _row(student: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
-    routing = student.get("routing")
+def _row(student: dict[str, Any], report: dict[str, Any], config: TrainConfig, evaluation: EvalConfig) -> dict[str, Any]:
+    routing, hookpoint = student.get("routing"), student["hookpoint"]
     kept = {key: student.get(key) for key in KEPT}
+    zero = report["zero_ablation_ce"]
+    kept["zero_ablation_ce"] = zero.get(hookpoint) if isinstance(zero, dict) else zero
     kept["routing"] = {key: routing.get(key) for key in ROUTING} if routing else None
-    kept |= brief(student)
-    return {**kept, "run": config.out.name, "command": command(config)}
+    commands = {"run": config.out.name, "command": command(config), "evaluation": command(evaluation, config.out)}
+    return {**kept, **brief(student), **commands}
 
 
-def _write(config: StudyConfig, wanted: Study, rows: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any]:
-    result = {
+def _result(config: StudyConfig, wanted: Study, rows: list[dict[str, Any]], about: dict[str, Any], *, finished: bool) -> dict[str, Any]:
+    return {
         "format_version": FORMAT_VERSION,
         "study": wanted.name,
         "question": wanted.question,
-        "command": f"mxd study {wanted.name}" + (f" --precision {config.precision}" if config.precision != StudyConfig.precision else ""),
+        "finished": finished,
+        "command": command(config),
+        "harvest": command(wanted.harvest(config.out)),
         "precision": config.precision,
         **about,
         "rows": rows,
     }
-    write_json(config.out / f"{wanted.name}.json", result)
-    return result

@@ -271,13 +271,13 @@ class Student:
         """One-sided frequency control of the gate's bias (after loss-free balancing, arXiv 2408.15664).
 
         Only units far off are touched: those on more than max(5 %, twice the even share) of tokens and those on less than a
-        tenth of the even share. What fires between is left to the loss.
+        tenth of the even share. What fires between is left to the loss. It moves with the gate's learning rate: a frozen gate stays.
         """
         bias = self._balanced()
         if not self.spec.recipe.balance or bias is None or self.steps > 0.8 * self.total_steps:
             return
         frequency, even = self.counts.frequency, self.layer.k / self.layer.n_units
-        unit = self._score_scale
+        unit = self._score_scale * self.spec.recipe.gate_rate
         sound = 1.0 - self._broken
         bias.sub_((frequency > max(0.05, 2 * even)) * sound, alpha=1e-2 * unit)
         bias.add_((frequency < 0.1 * even) * sound, alpha=3e-3 * unit)

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from mxd.evals.anatomy.firing import Window, coactivation, firing, look, token_t
 from mxd.evals.parts import Shared, Subject, finite
 from mxd.evals.sections import html, markdown
 from mxd.host import Host
-from mxd.layers import LAYERS, Edited, MxD
+from mxd.layers import LAYERS, Edited, MxD, SparseLayer
 from mxd.text import Corpus
 
 from .hosts import LENGTH, random_layer, tiny_llama, write_run, write_text
@@ -167,6 +168,29 @@ def test_a_planted_shared_expert_is_the_hosts_decoder() -> None:
     assert anatomy_weights.distances(random_layer("transcoder"), decoder, 3, 0.5) is None
 
 
+def test_the_busiest_unit_of_a_layer_with_a_planted_shared_expert_is_that_expert() -> None:
+    """Expert 4 fires on all tokens with activation 3 and is D* itself; each of the others on one token in four."""
+    layer = mixture(torch.full((5, 3), 2.0), k=2)
+    decoder = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.D.copy_(decoder)
+        layer.C[4] = 1.0
+    x = torch.zeros(40, 8)
+    x[torch.arange(40), torch.arange(40) % 4] = 1
+    x[:, 4] = 3
+    subject = cast(Any, SimpleNamespace(layer=layer, hookpoint="m", host=SimpleNamespace(weights=lambda _: SimpleNamespace(D=decoder))))
+    seen = look(layer, x)
+    found = anatomy._shared(subject, firing(seen), seen)
+    assert (found["found"], found["unit"], found["frequency"], found["strength"]) == (True, 4, 1.0, 3.0)
+    distances = found["distances"]
+    assert distances["expert"] == distances["D"] == pytest.approx(0, abs=1e-6)
+    assert distances["expert_as_used"] == pytest.approx(2 * float(decoder.norm()), rel=1e-6), "3 W − D* = 2 D*"
+    x[1:, 4] = 0
+    seen = look(layer, x)
+    none = anatomy._shared(subject, firing(seen), seen)
+    assert none["found"] is False and none["unit"] != 4 and none["frequency"] == 0.25
+
+
 class World:
     """Host, text, a run with every kind, and its anatomy."""
 
@@ -179,13 +203,17 @@ class World:
         self.told: list[float] = []
         self.students = [self.student(record.name, SMALL, shared) for record in self.run.students]
 
-    def student(self, name: str, config: EvalConfig, shared: Shared | None = None) -> dict[str, Any]:
+    def student(
+        self, name: str, config: EvalConfig, shared: Shared | None = None, layer: SparseLayer | None = None, recipe: str | None = None
+    ) -> dict[str, Any]:
         record = self.run.student(name)
+        record = record if recipe is None else dataclasses.replace(record, recipe=recipe)
 
         def say(done: float, _: str) -> None:
             self.told.append(done)
 
-        subject = Subject(self.run, record, self.run.load(name), self.host, self.corpus, config, shared or Shared(), say)
+        own = layer or self.run.load(name)
+        subject = Subject(self.run, record, own, self.host, self.corpus, config, shared or Shared(), say)
         about = {field: getattr(record, field) for field in ("name", "kind", "k", "n_units", "recipe", "hookpoint")}
         return {**about, "anatomy": finite(anatomy.measure(subject))}
 
@@ -262,6 +290,43 @@ def test_the_paper_suite_takes_the_first_experts_dead_or_not(world: World) -> No
 def test_sizes_that_make_no_sense_are_refused(world: World, option: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"--{option.replace('_', '-')} is too small"):
         world.student("dense", dataclasses.replace(SMALL, **{option: value}))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked", "expected"),
+    [("ours", False, False), ("ours+random-k", False, True), ("ours", True, True), ("from elsewhere", False, False),
+     ("from elsewhere", True, True), ("ours+l1=1", True, False)],
+)  # fmt: skip
+def test_random_k_is_that_of_the_student(world: World, recipe: str, asked: bool, expected: bool) -> None:
+    run = SimpleNamespace(info={"config": {"random_k": asked}})
+    subject = cast(Any, SimpleNamespace(run=run, record=SimpleNamespace(recipe=recipe, kind="transcoder")))
+    assert anatomy._random_k(subject) is expected
+    if not asked:
+        assert world.student("transcoder-k4", SMALL, recipe=recipe)["anatomy"]["random_k"] is expected
+
+
+def test_the_cell_of_effective_units_has_no_bracket_and_tokens_are_named(world: World) -> None:
+    table = anatomy.show(world.students)[2].tables[0]
+    for row in table.rows:
+        cells = dict(zip(table.heads, row, strict=True))
+        assert float(cells["effective units"].replace(",", "")) >= 1
+        assert "[" in cells["ID, FVU"], "others have one"
+    student = next(s for s in world.students if s["kind"] == "mov")
+    student = {**student, "anatomy": {**student["anatomy"], "routing": {**student["anatomy"]["routing"], "tokens": 4096}}}
+    table = anatomy.show([student])[2].tables[0]
+    assert table.rows[0][table.heads.index("tokens")] == "4,096"
+    assert any("Noise makes it larger" in note and "no interval" in note for note in anatomy.show([student])[2].notes)
+
+
+def test_a_student_of_nan_is_shown_without_figures(world: World) -> None:
+    layer = random_layer("mxd")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(math.nan)
+    student = world.student("mxd-k4", SMALL, layer=layer)
+    json.dumps(student["anatomy"], allow_nan=False)
+    assert student["anatomy"]["routing"]["benefit"]["shared_share"]["value"] is None
+    assert "nan" not in "\n".join(line for section in anatomy.show([student]) for line in markdown(section, str))
 
 
 def test_the_same_seed_gives_the_same_figures(world: World) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -118,7 +120,7 @@ def test_the_one_unit_that_knows_the_label(measure: Measure, host: Host) -> None
 
 
 def test_a_unit_that_is_the_label_exactly(measure: Measure, tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
-    """The mean input of every text is replaced by its label: F1 is 1, of scores and of no control."""
+    """The mean input of every text is replaced by its label: F1 is 1, of the student's scores and of no control's."""
     task = tasks["topic"] = words_task()
     label = {piece: s.label for s in task.samples if (piece := piece_of(host, task, s, paper=False))}
     before = Reading.__init__
@@ -132,9 +134,13 @@ def test_a_unit_that_is_the_label_exactly(measure: Measure, tasks: dict[str, Tas
     with torch.no_grad():
         layer.W_enc[:, 0] = 0
         layer.W_enc[5], layer.W_enc[6] = torch.eye(16)[0], -torch.eye(16)[0]
-    found = cell(measure(layer))
+    whole = measure(layer)
+    found = cell(whole)
     assert [c["units"] for c in found["classes"]] == [[5], [6]]
     assert found["f1"] == 1.0 and found["f1_ci95"] == [1.0, 1.0] and found["balanced_accuracy"] == 1.0
+    # Shuffled labels; units that see the label but for noise; codes, which are of single tokens, and so not of the label.
+    assert cell(whole, "shuffled")["f1"] < 0.9
+    assert all(cell(whole, source, "code")["f1"] < 0.95 for source in ("random", "neurons", "student"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -243,6 +249,60 @@ def test_students_share_the_reading_and_the_controls(measure: Measure, host: Hos
     assert cell(one) != cell(two)
 
 
+def test_codes_of_random_units_are_not_kept_once_they_are_probed(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+    before = probing._random
+
+    def spy(*args: Any) -> Any:
+        features = before(*args)
+        made.append(weakref.ref(features["code"]))
+        return features
+
+    monkeypatch.setattr(probing, "_random", spy)
+    shared = Shared()
+    measure(random_layer("mxd"), shared)
+    gc.collect()
+    assert len(made) == 1 and made[0]() is None
+    measure(random_layer("mxd", seed=1), shared)
+    assert len(made) == 1, "made once for students of one shape"
+
+
+def test_random_units_beside_a_relu_fire_as_often_as_its_own(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate without TopK has K = n_units: random directions without TopK would fire on half of all tokens."""
+    layer = cast(Transcoder, random_layer("transcoder"))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.b_enc[[3, 8, 9]] = 1.0
+    layer.k = layer.n_units
+    seen: list[tuple[int, float]] = []
+    before = probing._random
+
+    def spy(subject: Subject, texts: Any, side: Any, k: int) -> Any:
+        features = before(subject, texts, side, k)
+        seen.append((k, cast(Codes, features["code"]).l0))
+        return features
+
+    monkeypatch.setattr(probing, "_random", spy)
+    shared = Shared()
+    found = measure(layer, shared)
+    assert seen == [(3, pytest.approx(3, abs=0.01))] and found["protocol"]["random_k"] == 3
+    usual = measure(random_layer("transcoder"), shared)
+    assert seen[1][0] == 4 and usual["protocol"]["random_k"] == 4, "another K, another control"
+    entries = [{"name": name, "kind": "transcoder", "probes": probes} for name, probes in (("relu", found), ("topk", usual))]
+    assert any("through TopK with K = 3 (relu), 4 (topk) (a student without" in note for note in probing.PART.show(entries)[0].notes)
+    assert any("through TopK with K = 3;" in note for note in probing.PART.show(entries[:1])[0].notes)
+    assert probing.control_k(layer, 0.2) == 1
+
+
+def test_the_note_names_the_languages_that_were_trained_on(measure: Measure, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(run.info, "text", {"sources": [{"name": "wiki-fr"}, {"name": "wiki-es"}]})
+    found = measure(random_layer("mxd"))
+    notes = " ".join(probing.PART.show([{"name": "a", "kind": "mxd", "probes": found}])[0].notes)
+    assert "Wikipedia leads in French and Spanish were training texts of the students, of every kind, without labels" in notes
+    assert "leads in English" not in notes and "corpora in English were not" in notes
+
+
 def test_the_same_seed_gives_the_same_figures(measure: Measure) -> None:
     assert measure(random_layer("mxd")) == measure(random_layer("mxd"))
     assert cell(measure(random_layer("mxd"), seed=1), "random") != cell(measure(random_layer("mxd")), "random")
@@ -317,7 +377,7 @@ def test_a_gate_that_is_not_linear_has_no_scores(host: Host) -> None:
 
 def test_what_is_shown(measure: Measure, host: Host) -> None:
     shared = Shared()
-    students = [
+    students: list[dict[str, Any]] = [
         {"name": "transcoder-k4", "kind": "transcoder", "probes": measure(planted(host), shared)},
         {"name": "topk-sae-k4", "kind": "topk-sae", "probes": measure(random_layer("topk-sae"), shared)},
         {"name": "dense", "kind": "dense", "probes": {"missing": "no units"}},
@@ -327,7 +387,11 @@ def test_what_is_shown(measure: Measure, host: Host) -> None:
     assert "transcoder-k4" in text and "class thin is skipped: too few samples" in text and "random units beside topk-sae-k4" in text
     assert all(len(row) == len(table.heads) for table in section.tables for row in table.rows)
     assert svg.NAMES["transcoder"] in section.figures[0][1].svg()
-    assert any("as many random units, with disjoint intervals" in words for words in section.words)
+    for student in students[:2]:
+        for feature, what in (("code", "codes"), ("pre", "scores")):
+            clear = student["probes"]["tasks"]["topic"]["above"]["random"][feature]["disjoint"]
+            words = next(words for words in section.words if words.startswith(f"{student['name']}: single {what} are above"))
+            assert ("intervals, on topic." in words, "on no task; not shown on topic." in words) == (clear, not clear)
     assert probing.PART.show([students[2]]) == []
     assert "<script" not in sections.html(section)
 

@@ -260,7 +260,7 @@ def test_many_students_are_shown_at_the_usual_k() -> None:
 
 def test_notes_say_what_must_be_said() -> None:
     plain = " ".join(report.notes(result()))
-    assert "never trained on" in plain and "paired over sequences" in plain and "Recipe host-encoder" not in plain
+    assert "never trained on" in plain and "over documents, excess CE paired" in plain and "Recipe host-encoder" not in plain
     students = [student("mxd", recipe="host-encoder"), student("transcoder", stopped="the loss became nan at step 7")]
     said = " ".join(report.notes(result(students, eval_sequences=50, split="validation")))
     assert "MxD started from the host MLP's own encoder" in said and "Only 50 sequences" in said

@@ -20,11 +20,13 @@ from mxd import labelled
 from mxd.config import EvalConfig
 from mxd.errors import ConfigError, TextError
 from mxd.evals.bootstrap import interval_of_sums
+from mxd.evals.figures import label
 from mxd.evals.parts import Shared, Subject, finite
 from mxd.evals.selectivity import measure as module
 from mxd.evals.selectivity import texts as selectivity_texts
 from mxd.evals.selectivity.rises import FLOOR, by_class, contrast, selectivity
 from mxd.evals.selectivity.show import ratio_text, show
+from mxd.evals.svg import escape
 from mxd.host import Host
 from mxd.labelled import Sample, Task
 from mxd.layers import LAYERS, Edited, Sizes, SparseLayer, Transcoder, build
@@ -105,6 +107,11 @@ def planted(host: Host, *, both: bool = False) -> Transcoder:
     return layer.eval().requires_grad_(False)
 
 
+def entry(name: str, kind: str, found: dict[str, Any], *, k: int = 4, recipe: str = "ours") -> dict[str, Any]:
+    """A student as report.json holds it."""
+    return {"name": name, "kind": kind, "k": k, "recipe": recipe, "selectivity": found}
+
+
 # known answers
 
 
@@ -152,7 +159,7 @@ def test_a_host_that_needs_the_unit_is_hurt_by_its_ablation(host: Host, monkeypa
     assert main["others"] == [0.0, 0.0, 0.0] and main["ratio"] is None
     assert main["at_least"] == pytest.approx(main["own"][1] / FLOOR, rel=1e-9) and ratio_text(main).startswith("≥ ")
     assert found["by_class"]["a"]["against"]["random"]["rise"][1] > 0
-    student = {"name": "planted", "kind": "transcoder", "selectivity": found}
+    student = entry("planted", "transcoder", found)
     words = " ".join(show([student])[0].words)
     assert "a: +" in words and "selectivity ≥ " in words and "b: no rise of its loss is shown" in words
     assert "Selectivity 5 or more with the whole interval: a." in words
@@ -336,7 +343,7 @@ def test_every_kind_is_measured_and_the_host_is_left_as_it_was(host: Host, kind:
     for number, name in enumerate(("a", "b")):
         rise = float((losses[1] - losses[0])[texts.measure.labels == number].mean())
         assert found["by_class"]["a"]["tied"]["4"]["rises"][name][0] == pytest.approx(rise, abs=2e-6)
-    section = show([{"name": "s", "kind": kind, "selectivity": found}])[0]
+    section = show([entry("s", kind, found)])[0]
     assert len(section.tables) == 2 and section.figures[0][1].svg().startswith("<svg")
     assert all(len(row) == len(table.heads) for table in section.tables for row in table.rows)
 
@@ -399,7 +406,7 @@ def test_a_class_with_too_few_texts_is_left_out_and_said(host: Host, own_task: C
     found = measured(host, planted(host))
     assert found["classes"] == ["a", "b"] and set(found["skipped"]) == {"c", "d"}
     assert found["skipped"]["d"] == "0 texts of 64 tokens to choose on, 0 to measure on; 8 of each are needed"
-    notes = " ".join(show([{"name": "s", "kind": "transcoder", "selectivity": found}])[0].notes)
+    notes = " ".join(show([entry("s", "transcoder", found)])[0].notes)
     assert "Left out: c (" in notes and "Left out: d (0 texts of 64 tokens" in notes
 
 
@@ -416,10 +423,40 @@ def test_part_through_the_suite(tmp_path: Path, host: Host) -> None:
     """What is kept as JSON is what the report is made of."""
     path = tmp_path / "kept.json"
     path.write_text(json.dumps(finite(module.measure(subject(host, planted(host, both=True)))), allow_nan=False))
-    students = [
-        {"name": name, "kind": kind, "selectivity": json.loads(path.read_text())} for name, kind in (("m", "mxd"), ("t", "transcoder"))
-    ]
+    students = [entry(name, kind, json.loads(path.read_text())) for name, kind in (("m", "mxd"), ("t", "transcoder"))]
     (section,) = module.PART.show(students)
     assert len(section.words) == 3 and "no difference between kinds is shown" in section.words[-1]
     assert [row[:2] for row in section.tables[0].rows] == [["m", "a"], ["m", "b"], ["t", "a"], ["t", "b"]]
     assert "made-up" in " ".join(section.notes)
+
+
+def test_rows_of_several_recipes_and_k_can_be_told_apart(host: Host) -> None:
+    found = measured(host, planted(host))
+    students = [
+        entry("a", "transcoder", found), entry("b", "transcoder", found, recipe="host-encoder"), entry("c", "transcoder", found, k=8),
+        entry("d", "topk-sae", found),
+    ]  # fmt: skip
+    drawn = show(students)[0].figures[0][1].svg()
+    for student in students:
+        assert drawn.count(f">{escape(label(student, students))}</text>") == 2, "once for each language"
+    assert len({label(student, students) for student in students}) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "unsaid"),
+    [
+        (["sotu", "wiki-en"], "Most of the measured Wikipedia leads in English were training texts", "leads in English and"),
+        (["wiki-en", "wiki-fr", "wiki-es"], "leads in English, French and Spanish were training texts", "were not training text"),
+        (["wiki-fr", "mine"], "leads in French were training texts", "leads in English"),
+        (["wiki-fr"], "The corpora in English and Spanish were not training text.", "None of"),
+        (["sotu"], "None of the built-in Wikipedia corpora was training text.", "Most of"),
+        ([], "What the students were trained on is not known", "Most of"),
+    ],
+)
+def test_the_note_names_the_languages_that_were_trained_on(host: Host, names: list[str], said: str, unsaid: str) -> None:
+    one = subject(host, planted(host))
+    one.run.info["text"]["sources"] = [{"name": name} for name in names]
+    found = json.loads(json.dumps(finite(module.measure(one))))
+    notes = " ".join(show([entry("s", "transcoder", found)])[0].notes)
+    assert said in notes and unsaid not in notes
+    assert f"training text: {', '.join(names) or 'unknown'}." in notes

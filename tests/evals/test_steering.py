@@ -316,7 +316,8 @@ def test_planted_units_say_one_token_each(world: World) -> None:
     assert found["word_coherence"]["value"] == pytest.approx(1.0, abs=1e-9), "all alike, nothing shared between units"
     assert found["coherence"]["p"] < 0.01 and found["coherence"]["ci95"][0] > 0.3
     assert found["distinct"]["value"] == pytest.approx(1 / 24), "and the repetition shows"
-    assert found["over_random"]["word_coherence"]["value"] <= 1.0
+    assert found["random"]["word_coherence"]["value"] == pytest.approx(1.0, abs=1e-9), "a push that hard in any direction does the same"
+    assert found["over_random"]["word_coherence"]["value"] == pytest.approx(0.0, abs=1e-9), "so that nothing is left over the control"
 
 
 # judges
@@ -404,6 +405,47 @@ def test_words_follow_the_interval(world: World, low: float | None, high: float 
     over = {**student["steering"]["over_random"], "coherence": {"value": 0.2, "ci95": [low, high]}}
     student["steering"] = {**student["steering"], "over_random": over}
     assert said in show([student])[0].words[0]
+
+
+def test_the_share_that_changes_has_wilsons_interval(world: World) -> None:
+    # By hand: n = 5, p = 1, z = 1.96: (p + z²/2n − z √(z²/4n²)) / (1 + z²/n) = 1 / (1 + z²/n); at p = 0 it is the mirror image.
+    edge = 1 / (1 + 1.959964**2 / 5)
+    assert steering.share_interval([True] * 5) == {"value": 1.0, "ci95": [pytest.approx(edge, rel=1e-6), 1.0]}
+    assert steering.share_interval([False] * 5) == {"value": 0.0, "ci95": [0.0, pytest.approx(1 - edge, rel=1e-6)]}
+    for found in (world.measured("mxd"), world.measured("mxd")["random"]):
+        low, high = found["changed"]["ci95"]
+        assert low <= found["changed"]["value"] <= high and high - low > 0.3
+    section = show([world.student("mxd")])[0]
+    assert "Wilson" in section.tables[0].caption and any("Wilson" in note for note in section.notes)
+
+
+def test_figures_that_are_missing_are_shown_as_such(world: World) -> None:
+    student = world.student("mxd")
+    s = json.loads(json.dumps(student["steering"]))
+    for found in (s, s["random"]):
+        for key in ("coherence", "word_coherence", "loss", "changed", "tokens_changed"):
+            found[key] = {**found[key], "value": None, "ci95": [None, None], "p": None}
+    s["unsteered_loss"] = s["host_loss"] = s["kl"] = {"value": None, "ci95": [None, None]}
+    s["units"] = [{**row, "coherence": None, "loss": None} for row in s["units"]]
+    broken = {**student, "name": "broken", "steering": s}
+    (section,) = show([broken, world.student("transcoder")])
+    assert "no finite number" in section.words[0] and section.words[-1].startswith("Coherence has no value")
+    assert "None" not in " ".join(cell for row in section.tables[0].rows for cell in row) + " ".join(section.words)
+    assert show([world.student("transcoder"), broken])[0].figures[0][1].svg().count("<title>") == 1 + 5
+
+
+@pytest.mark.parametrize("ends", [(None, 0.3), (0.1, None), (None, None)])
+def test_an_interval_without_an_end_shows_no_difference(world: World, ends: tuple[float | None, float | None]) -> None:
+    def at(value: float, ci95: tuple[float | None, float | None], kind: str) -> dict[str, Any]:
+        student = world.student(kind)
+        middle = {**student["steering"]["coherence"], "value": value, "ci95": list(ci95)}
+        return {**student, "steering": {**student["steering"], "coherence": middle}}
+
+    # A missing end as 0 would put the second below, or above, the first.
+    for value, other in ((0.2, (0.8, 0.9)), (-0.5, (0.1, 0.2)), (0.2, (-0.9, -0.8))):
+        words = show([at(value, ends, "mxd"), at(sum(other) / 2, other, "transcoder")])[0].words[-1]
+        if None in ends and ((other[0] > 0 and ends[1] is None) or (other[1] < 0 and ends[0] is None)):
+            assert "do not overlap" not in words and "has no interval" in words
 
 
 def test_kinds_that_overlap_are_not_told_apart(world: World) -> None:

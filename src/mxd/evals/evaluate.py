@@ -19,7 +19,7 @@ from ..layers import MixtureOfDecoders, SparseLayer
 from ..recipes import counterpart
 from ..text import TokenBlock
 from . import fidelity, report, routing, suite
-from .bootstrap import mean_interval
+from .bootstrap import ratio_interval
 from .fidelity import Constant, HeldOut, Losses, Swap
 from .parts import finite
 from .probing import probes
@@ -38,9 +38,9 @@ WEIGHT_BYTES = 2**31
 
 FAITHFULNESS_SHARE = 0.15
 """Of the time of a larger suite, about; for the progress bar."""
-VERSION = 2
+VERSION = 3
 """Raised whenever the same options come to mean other figures of faithfulness or routing."""
-_OPTIONS = ("fit_tokens", "permutations")
+_OPTIONS = ("sequences", "fit_tokens", "permutations")
 
 Progress = Callable[[float, str], None]
 Load = Callable[[StudentRecord], SparseLayer]
@@ -84,7 +84,7 @@ def evaluate(run: Run, host: Host, corpus: Corpus, config: EvalConfig, progress:
         kept, records, load, host, corpus, lambda done, note: say(FAITHFULNESS_SHARE + (1 - FAITHFULNESS_SHARE) * done / measurements, note)
     )
     for student, record in zip(result["students"], records, strict=True):
-        student.update(suite.already(kept, record) | found[record.name])
+        student.update(suite.already(kept, record, host) | found[record.name])
     clean = finite(result)
     report.write(run, clean)
     return clean
@@ -113,14 +113,16 @@ def _faithfulness(kept: Kept, host: Host, corpus: Corpus, records: Sequence[Stud
     settings = {r.name: kept.settings("faithfulness", VERSION, _OPTIONS, r) | _control(kept.run, r) for r in records}
     found = {r.name: kept.read("faithfulness", r.name, settings[r.name]) for r in records}
     todo = [r for r in records if found[r.name] is None]
-    around = next((f["run"] for f in found.values() if f is not None), {})
     if todo:
         around, fresh = _measure(kept.run, host, corpus, todo, load, config, say)
         for record in todo:
             figures = {"run": around, "student": fresh[record.name]}
             found[record.name] = kept.write("faithfulness", record.name, settings[record.name], figures)
     say(1.0, "faithfulness")
-    result = _run_figures(kept.run, host, config, records, around)
+    each = [f["run"] for f in found.values() if f is not None]
+    # Measured at different times, each with the hookpoints that it was about.
+    ablations = {key: {h: ce for one in each for h, ce in one[key].items()} for key in ("zero_ablation_ce", "mean_ablation_ce")}
+    result = _run_figures(kept.run, host, config, records, each[0] | ablations)
     result["students"] = [{**_student(r), **(found[r.name] or {})["student"]} for r in records]
     return result
 
@@ -150,13 +152,14 @@ def _measure(
     del fit, validation, held_out, seen
     base, losses = _losses(host, records, load, means, blocks[2].ids, say)
     return _text_figures(blocks, hookpoints, base, losses), {
-        r.name: {**_loss_figures(r, base, losses, config), **figures[r.name]} for r in records
+        r.name: {**_loss_figures(r, base, losses, blocks[2].documents, config), **figures[r.name]} for r in records
     }
 
 
 def _check(config: EvalConfig) -> None:
     judge.check(config)
     probes.check(config)
+    suite.check(config)
     if config.split not in ("test", "validation"):
         raise ConfigError("unknown --split", expected="test or validation", got=config.split)
     for name in ("sequences", "fit_tokens", "bootstrap", "permutations"):
@@ -216,8 +219,9 @@ def _dense_control(run: Run, record: StudentRecord, device: torch.device) -> Spa
 
 
 def _dense_students(run: Run, record: StudentRecord) -> list[StudentRecord]:
-    """Every dense student of the run at this hookpoint, under any recipe."""
-    return [r for r in run.students if r.kind == "dense" and r.hookpoint == record.hookpoint]
+    """Every dense student of the run at this hookpoint from the same start: none with the host's encoder for an MxD from scratch."""
+    dense = [r for r in run.students if r.kind == "dense" and r.hookpoint == record.hookpoint]
+    return [r for r in dense if r.recipe.split("+")[0] == record.recipe.split("+")[0]]
 
 
 def _dense_name(run: Run, record: StudentRecord) -> str | None:
@@ -264,9 +268,12 @@ def _student(record: StudentRecord) -> dict[str, Any]:
     return {field: getattr(record, field) for field in fields.split()}
 
 
-def _loss_figures(record: StudentRecord, base: Losses, losses: dict[str, Losses], config: EvalConfig) -> dict[str, Any]:
+def _loss_figures(record: StudentRecord, base: Losses, losses: dict[str, Losses], documents: Tensor, config: EvalConfig) -> dict[str, Any]:
+    """Losses of one student. The interval resamples documents: sequences of one document are not independent."""
     own, zero = losses[f"student@{record.name}"], losses[f"zero@{record.hookpoint}"]
-    excess = mean_interval((own.ce - base.ce).numpy(), resamples=config.bootstrap, seed=config.seed)
+    rise = own.ce - base.ce
+    sums = fidelity.sum_by(torch.unique(documents, return_inverse=True)[1], rise, torch.ones_like(rise)).numpy()
+    excess = ratio_interval(sums[:, 0], sums[:, 1], resamples=config.bootstrap, seed=config.seed)
     ce = float(own.ce.mean())
     return {
         "ce": ce,

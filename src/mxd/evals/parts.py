@@ -115,6 +115,8 @@ class Part(NamedTuple):
     """Measures one student. May raise `MxdError`: the part is then reported as missing for this student, with that line."""
     show: Callable[[Sequence[Student]], Sequence[Section]]
     """Makes sections of the students of one hookpoint (entries of report.json; only those that have the part)."""
+    on_machine: bool = False
+    """Whether its figures hold for one machine only (times): kept ones of another device or number of threads are measured again."""
 
 
 def finite(value: Any) -> Any:

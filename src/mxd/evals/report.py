@@ -123,7 +123,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("params", "parameters, biases included", _whole("params")),
     Column(
         "excess CE [95 %]",
-        "cross-entropy with the MLP replaced minus the host's, nats per token; paired bootstrap over sequences",
+        "cross-entropy with the MLP replaced minus the host's, nats per token; paired bootstrap over documents",
         lambda s: interval(s["excess_ce"], s.get("excess_ce_ci95")),
     ),
     Column("CE recovered", "(CE zero-ablated − CE) / (CE zero-ablated − CE host)", _percent("ce_recovered", 1)),
@@ -216,8 +216,8 @@ def notes(report: Report) -> list[str]:
         "Documents are split by a hash of their id (1 in 20 test, 1 in 20 validation).",
         "Cross-entropy counts every predicted position. FVU, nmse and the routing measures leave out the first position of each sequence, "
         "whose norm is tens of times the others' (it is trained on, and with it they are fvu_all and nmse_all in report.json).",
-        "Intervals are 95 % percentile bootstraps: excess CE paired over sequences, FVU and routing over documents. They cover the "
-        "choice of text, not the training seed.",
+        "Intervals are 95 % percentile bootstraps over documents, excess CE paired with the host's. They cover the choice of text, not the "
+        "training seed. N_r and ID are measured for mxd and mxd-pk.",
         "Controls make no claim to sparsity: dense is MxD's dense path alone, additive adds what MxD multiplies. Only what MxD has beyond "
         "dense is owed to its experts, and only what it has beyond additive to the product. K counts experts; MxD's z is dense besides.",
         f"Dead means: fired on none of the {report['eval_tokens']:,} held-out tokens.",

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..checkpoint import Run, StudentRecord, read_json, write_json
 from ..config import PARTS, EvalConfig
-from ..errors import ConfigError, MxdError, RunError, nearest
+from ..errors import ConfigError, LayerError, MxdError, RunError, nearest
 from .parts import Part, Section, Shared, Student, Subject, finite, missing
 
 if TYPE_CHECKING:
@@ -44,6 +47,35 @@ def part(name: str) -> Part:
     return import_module(f".{_MODULES[name]}", __package__).PART
 
 
+_BOUNDS: tuple[tuple[str, str, float, float], ...] = (
+    ("generation_agreement", "agreement_prompts", 1, math.inf),
+    ("generation_agreement", "agreement_tokens", 1, math.inf),
+    ("generation_agreement", "agreement_temperature", 0, 1e6),
+    ("probes", "probe_samples_per_class", 1, math.inf),
+    ("steering", "steer_units", 2, math.inf),
+    ("steering", "steer_samples", 2, math.inf),
+    ("steering", "steer_scale", -1e6, 1e6),
+    ("anatomy", "anatomy_tokens", 1, math.inf),
+    ("anatomy", "jacobian_tokens", 1, math.inf),
+    ("selectivity", "selectivity_units", 1, math.inf),
+    ("selectivity", "selectivity_documents", 2, math.inf),
+)
+
+
+def check(config: EvalConfig) -> None:
+    """Refuse before anything is measured what no part could be measured with.
+
+    Raises:
+        ConfigError: unknown suite or part, or a number out of its bounds.
+    """
+    parts = wanted(config)
+    for name, option, low, high in _BOUNDS:
+        value = getattr(config, option)
+        if name in parts and value is not None and not low <= value <= high:
+            least = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise ConfigError(f"--{option.replace('_', '-')} makes no sense", expected=least, got=f"{value}")
+
+
 def wanted(config: EvalConfig) -> tuple[str, ...]:
     """The parts that a configuration asks for: those of its suite, or its own choice.
 
@@ -68,15 +100,16 @@ class Kept:
 
     def __init__(self, run: Run, config: EvalConfig, fingerprint: str) -> None:
         self.run, self.config, self.fingerprint = run, config, fingerprint
-        self._end = ("-paper" if config.suite == "paper" else "") + ending(config.split, config.edit.stem if config.edit else None)
+        self._end = ending(config.split, config.edit.stem if config.edit else None)
 
     def settings(self, name: str, version: int, options: Sequence[str], record: StudentRecord | None) -> dict[str, Any]:
-        """What a measurement depends on."""
+        """What a measurement depends on. Of the suite only whether it is the paper's, and not even that for what has one protocol."""
         config = self.config
-        always = ("suite", "split", "seed", "sequences", "bootstrap")
+        always = ("split", "seed", "bootstrap")
         return {
             "part": name,
             "version": version,
+            "paper": self._paper(name),
             **{key: finite(_plain(getattr(config, key))) for key in dict.fromkeys((*always, *options))},
             "edit": hashlib.sha256(config.edit.read_bytes()).hexdigest() if config.edit else None,
             "weights": self.run.weights_sha256(record.name) if record else None,
@@ -86,7 +119,10 @@ class Kept:
 
     def path(self, name: str, student: str) -> Path:
         """Where a measurement lies."""
-        return self.run.path / "evals" / name / f"{student}{self._end}.json"
+        return self.run.path / "evals" / name / f"{student}{'-paper' if self._paper(name) else ''}{self._end}.json"
+
+    def _paper(self, name: str) -> bool:
+        return name in PARTS and self.config.suite == "paper"
 
     def read(self, name: str, student: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """The figures measured under these settings; None if there are none, or the file is damaged."""
@@ -136,7 +172,7 @@ def measure(
         shared = Shared()
         own = part(name)
         for record in records:
-            settings = kept.settings(name, own.version, own.options, record)
+            settings = part_settings(kept, own, record, host)
             figures = kept.read(name, record.name, settings)
             if figures is None or figures.get("incomplete"):  # something from outside was not to be had: try again
 
@@ -145,7 +181,7 @@ def measure(
 
                 say(0.0, "starting")
                 try:
-                    subject = Subject(kept.run, record, load(record), host, corpus, kept.config, shared, say)
+                    subject = Subject(kept.run, record, _sound(load(record)), host, corpus, kept.config, shared, say)
                     figures = kept.write(name, record.name, settings, own.measure(subject))
                 except MxdError as error:
                     log.warning("%s of %s is missing: %s", name, record.name, error)
@@ -156,13 +192,31 @@ def measure(
     return found
 
 
-def already(kept: Kept, record: StudentRecord) -> dict[str, Any]:
+def part_settings(kept: Kept, own: Part, record: StudentRecord, host: Host) -> dict[str, Any]:
+    """What a part's figures of one student depend on; for times, the machine as well."""
+    settings = kept.settings(own.name, own.version, own.options, record)
+    machine = {"device": str(host.device), "dtype": str(host.dtype), "threads": torch.get_num_threads()}
+    return settings | ({"machine": machine} if own.on_machine else {})
+
+
+def _sound(layer: SparseLayer) -> SparseLayer:
+    """The layer, if its weights are numbers.
+
+    Raises:
+        LayerError: they are not, as after a training that diverged.
+    """
+    broken = [name for name, value in layer.state_dict().items() if not bool(value.isfinite().all())]
+    if broken:
+        raise LayerError("this student diverged", expected="finite weights", got=f"others in {', '.join(broken)}", next="train it again")
+    return layer
+
+
+def already(kept: Kept, record: StudentRecord, host: Host) -> dict[str, Any]:
     """Figures of the parts that are not wanted this time but were measured under the same settings."""
     found: dict[str, Any] = {}
     for name in PARTS:
         if name not in wanted(kept.config) and kept.path(name, record.name).is_file():
-            own = part(name)
-            figures = kept.read(name, record.name, kept.settings(name, own.version, own.options, record))
+            figures = kept.read(name, record.name, part_settings(kept, part(name), record, host))
             if figures is not None:
                 found[name] = figures
     return found

@@ -71,8 +71,8 @@ def positive_modulation(
 ) -> None:
     """C = (1 + e)/S1 with e ~ N(0, 1) and S1 = E Σ_k a_k: the modulation Cᵀa starts near 1 with spread about 1/√K."""
     total = layer.encode(inputs).values.sum(-1).mean().clamp_min(1e-12)
-    noise = torch.randn(layer.C.shape, generator=generator, device=layer.C.device)
-    layer.C.copy_((1 + noise) / total)
+    # Drawn on the CPU, where the generator is, whatever the device.
+    layer.C.copy_((1 + torch.randn(layer.C.shape, generator=generator).to(layer.C.device)) / total)
 
 
 @torch.no_grad()

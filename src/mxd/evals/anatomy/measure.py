@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...errors import ConfigError, TextError
+from ...recipes import recipe
 from ...text import Split, TokenBlock
 from ..parts import Found, Part, Subject
 from . import causality, firing, jacobian, shares, weights
@@ -72,7 +73,7 @@ def measure(subject: Subject) -> Found:
         "tokens": len(seen.held_out.x),
         "documents": int(seen.held_out.documents.max()) + 1,
         "validation_tokens": len(seen.validation.x),
-        "random_k": bool(subject.run.info["config"].get("random_k")),
+        "random_k": _random_k(subject),
         "paper": subject.paper,
     }
     routing: Found = {}
@@ -84,6 +85,16 @@ def measure(subject: Subject) -> Found:
     made = jacobian.products(layer, subject.host, subject.hookpoint, x, lambda done: say(0.75 + 0.25 * done, "Jacobians"))
     routing["jacobian"] = jacobian.summary(made, documents, resamples=config.bootstrap, seed=config.seed)
     return {**found, "routing": routing}
+
+
+def _random_k(subject: Subject) -> bool:
+    """Whether this student was trained with random K: by --random-k, or by its own recipe (`+random-k`)."""
+    asked = bool(subject.run.info["config"].get("random_k"))
+    try:
+        own = recipe(subject.record.recipe, subject.record.kind)
+    except ConfigError:  # a name from elsewhere
+        return asked
+    return (asked and not own.l1) or own.random_k
 
 
 def _between(say: Callable[[float, str], None], low: float, high: float) -> Callable[[float, str], None]:
@@ -250,5 +261,5 @@ def _spread_out(block: TokenBlock, seen: Seen, count: int, seed: int) -> tuple[F
     return seen.x[at.to(seen.x.device)], block.documents[sequence]
 
 
-PART = Part("anatomy", 1, ("anatomy_tokens", "jacobian_tokens"), measure, show)
+PART = Part("anatomy", 2, ("sequences", "anatomy_tokens", "jacobian_tokens"), measure, show)
 """Anatomy and the measures of routing that take longer."""

@@ -27,9 +27,6 @@ from ..bootstrap import Array, Interval, interval_of_sums
 from ..fidelity import squared_norms, sum_by, variation
 from .written import Chunk, Written
 
-ENTROPY_RESAMPLES = 200
-"""Resamples, at most, behind the interval of the effective number of units: each is a vector of all units."""
-
 
 class Tokens(NamedTuple):
     """Inputs and outputs of an MLP, first positions left out, with the number of each token's document (0, 1, ..)."""
@@ -108,12 +105,16 @@ def summary(chosen: Benefits, found: Benefits, *, resamples: int, seed: int) -> 
 
     Returns:
         ``explained`` = Σφ / E‖y − b‖²; ``shared_share`` = φ_0 / Σφ, ``top1_share`` = the best unit's φ / Σφ, each {value, ci95} (null
-        where Σφ is not positive, with ``reason``); ``top1_unit``; ``effective_units`` = exp(entropy of the positive φ_n) {value, ci95};
-        ``harmful_units``, share of the units that fired whose φ_n < 0; ``curve``: [[m, share of Σ_n φ_n that the first m units earn], ..].
+        where Σφ is not positive, with ``reason``); ``top1_unit``; ``effective_units`` = exp(entropy of the positive φ_n) {value}, without
+        an interval: noise in φ moves it, a resample is noisier than the sample, and so a bootstrap's interval need not hold the value;
+        ``harmful_units``, share of the units that fired whose φ_n < 0; ``curve``: [[m, share of Σ_n φ_n that the first m units
+        earn], ..]. All of them null, and no curve, where nothing is finite (a layer with NaN in it).
     """
     phi = found.phi.numpy()
     kept = (found.before > 0).numpy()
     phi, before = phi[kept], found.before.numpy()[kept]
+    if not len(phi) or not np.isfinite(phi).all():
+        return _nothing()
     order = (-chosen.phi.sum(0)[1:]).argsort(stable=True)
     top = int(order[0])
     columns = np.stack([phi[:, 0], phi[:, 1 + top], phi.sum(1), before], 1)
@@ -125,18 +126,22 @@ def summary(chosen: Benefits, found: Benefits, *, resamples: int, seed: int) -> 
             return {"value": None, "ci95": [None, None], "reason": "the layer removes nothing of the squared error"}
         return as_dict(interval_of_sums(columns, lambda s: s[..., column] / s[..., below], resamples=resamples, seed=seed))
 
-    number = Interval(math.nan, math.nan, math.nan)
-    if (all_units > 0).any():
-        number = interval_of_sums(phi[:, 1:], effective_number, resamples=min(resamples, ENTROPY_RESAMPLES), seed=seed)
     return {
         "explained": share(2, 3),
         "shared_share": share(0),
         "top1_share": share(1),
         "top1_unit": top,
-        "effective_units": as_dict(number),
+        "effective_units": {"value": _number(effective_number(all_units))},
         "harmful_units": _number((all_units < 0).sum() / (all_units != 0).sum()) if (all_units != 0).any() else None,
         "curve": _curve(all_units[order.numpy()]),
     }
+
+
+def _nothing() -> dict[str, Any]:
+    """`summary` where there is nothing finite to sum up."""
+    gone: dict[str, Any] = {"value": None, "ci95": [None, None], "reason": "no finite benefits"}
+    shares = {name: dict(gone) for name in ("explained", "shared_share", "top1_share")}
+    return {**shares, "top1_unit": None, "effective_units": {"value": None}, "harmful_units": None, "curve": []}
 
 
 def _curve(ordered: Array) -> list[list[float]]:
@@ -175,7 +180,9 @@ def amplitude(written: Written, tokens: Tokens, mean: Float[Tensor, "n_units"], 
     spread = float(sums[:, 3].sum())
     fvus = {"fvu": _ratio(own, spread), "fvu_mean": _ratio(at_mean, spread), "fvu_amplitude": _ratio(at_strength, spread)}
     if not at_mean > own:
-        return {"value": None, "ci95": [None, None], "reason": "a constant code is as good as the layer's own", **fvus}
+        finite = math.isfinite(at_mean) and math.isfinite(own)
+        why = "a constant code is as good as the layer's own" if finite else "the layer's outputs are not finite"
+        return {"value": None, "ci95": [None, None], "reason": why, **fvus}
     found = interval_of_sums(sums, lambda s: (s[..., 1] - s[..., 2]) / (s[..., 1] - s[..., 0]), resamples=resamples, seed=seed)
     return {**as_dict(found), **fvus}
 

@@ -165,9 +165,10 @@ def _contributions(students: Sequence[Student]) -> Section:
         b, c = r["benefit"], r["causality"]
         best = (student.get("routing") or {}).get("g_r_best")
         return [
+            f"{r['tokens']:,}",
             _value(b["shared_share"]),
             _value(b["top1_share"]),
-            _value(b["effective_units"]),
+            _plain(b["effective_units"]["value"]),
             _value(r["amplitude"]),
             f"{_percent(c['identity']['share_positive'])} of {c['tested']:,}",
             f"{_percent(c['difference']['share_positive'])} / {_percent(c['difference']['share_negative'])}",
@@ -176,7 +177,7 @@ def _contributions(students: Sequence[Student]) -> Section:
             _value(best),
         ]
 
-    heads = ["student", "shared share", "best unit's share", "effective units", "amplitude share A", "κ > 0", "δ > 0 / < 0"]
+    heads = ["student", "tokens", "shared share", "best unit's share", "effective units", "amplitude share A", "κ > 0", "δ > 0 / < 0"]
     heads += ["ID, FVU", "ID, nats", "G_r, best dense"]
     return Section(
         "What each unit does",
@@ -187,9 +188,10 @@ def _contributions(students: Sequence[Student]) -> Section:
             "Benefit shares: exact Shapley values of squared error; they add up to what the layer removes of it. Shared share: what all "
             "experts "
             "of an MxD have in common (u_0 = s (c̄ * h)), or the skip or dense path of other kinds: compare kinds with that in mind. "
-            "Effective units: exp of the entropy "
-            "of the "
-            "positive ones; noise makes it larger, not smaller.",
+            "Effective units: exp of the entropy of the positive ones. Noise makes it larger where few units earn most (one that earns "
+            "nothing counts half the time), smaller where all earn alike: compare it at one number of tokens only. It has no interval: a "
+            "resample is noisier than the sample, and its figures need not lie around the value. Tokens: those "
+            "behind shares, A, κ and δ (fewer for kinds whose contributions are decoded one by one); ID is of all of them.",
             "A: how much of the way from a constant code to the layer's own is covered by the summed activation alone; near 1 is a gain "
             "control, below 0 means that scaling a constant code by it does harm.",
             "κ_n: loss where unit n fired and another of like frequency wrote in its place with the same activation; δ_n: loss without n "

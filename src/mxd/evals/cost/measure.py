@@ -242,5 +242,5 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-PART = Part(NAME, 1, (), measure, show)
+PART = Part(NAME, 2, (), measure, show, on_machine=True)
 """Cost."""

@@ -20,9 +20,10 @@ from ... import labelled
 from ...config import EvalConfig
 from ...errors import ConfigError, MxdError
 from ...labelled import Sample, Task
-from ...layers import LAYERS
+from ...layers import LAYERS, SparseLayer
 from ...ops import topk_gate
 from ..parts import Found, Part, Subject, missing
+from ..trained_on import trained_on
 from . import probes
 from .figures import Row, figures_of
 from .probes import Features, Outcome, Roles
@@ -87,19 +88,26 @@ def measure(subject: Subject) -> Found:
     subject.say(0.61, "codes")
     pre = scores(layer, texts.reading.mean(side))
     own: dict[str, Features] = {} if pre is None else {"pre": pre}
-    own["code"] = layer_codes(layer, texts.reading, lambda share: subject.say(0.61 + 0.08 * share, "codes"))
-    random = subject.shared.get((hook, "random", side, layer.n_units, layer.k), lambda: _random(subject, texts, side))
+    code = own["code"] = layer_codes(layer, texts.reading, lambda share: subject.say(0.61 + 0.08 * share, "codes"))
+    k = control_k(layer, code.l0)
+    random = subject.shared.get((hook, "random", side, layer.n_units, k), lambda: _random_rows(subject, texts, side, k))
     neurons = subject.shared.get((hook, "neurons"), lambda: _neurons(subject.host, hook, texts.reading))
     found: dict[str, Any] = {}
     for number, (name, loaded) in enumerate(texts.tasks.items()):
         subject.say(0.8 + 0.2 * number / len(texts.tasks), f"probes of {name}")
-        rows = _probe(subject, loaded, "student", own) + _shuffled(subject, loaded, own)
-        for control, features in (("random", random), ("neurons", neurons)):
-            key = (hook, control, name, *((side, layer.n_units, layer.k) if control == "random" else ()))
-            rows += subject.shared.get(key, lambda f=features, c=control, t=loaded: _probe(subject, t, c, f))
+        rows = _probe(subject, loaded, "student", own) + _shuffled(subject, loaded, own) + random[name]
+        rows += subject.shared.get((hook, "neurons", name), lambda t=loaded: _probe(subject, t, "neurons", neurons))
         rows += subject.shared.get((hook, "dense", name), lambda t=loaded: _dense(texts.reading, t))
         found[name] = {**_about(loaded), **figures_of(loaded.classes, rows, _test(loaded), subject.config)}
-    return {"protocol": _protocol(subject, texts), "tasks": found, "skipped": texts.skipped}
+    return {"protocol": {**_protocol(subject, texts), "random_k": k}, "tasks": found, "skipped": texts.skipped}
+
+
+def control_k(layer: SparseLayer, l0: float) -> int:
+    """How many random units fire at a token: the layer's K, or, where its gate is a ReLU (K = n_units), as many as its own do on average.
+
+    Of random directions about half are positive at any token: without TopK they would be a far denser code than the student's.
+    """
+    return layer.k if layer.k < layer.n_units else max(1, round(l0))
 
 
 def _rule(config: EvalConfig) -> probes.Rule:
@@ -116,6 +124,7 @@ def _protocol(subject: Subject, texts: Texts) -> dict[str, Any]:
         "texts": len(pieces),
         "tokens": sum(piece.end - piece.begin for piece in pieces),
         "split_rule": labelled.SPLIT_RULE,
+        "trained_on": trained_on(subject.run.info),
     }
 
 
@@ -246,8 +255,18 @@ def _neurons(host: Host, hookpoint: str, reading: Reading) -> dict[str, Features
     return {"pre": Linear(reading.x, [gate]), "code": Dense(reading.neurons)}
 
 
-def _random(subject: Subject, texts: Texts, side: Side) -> dict[str, Features]:
-    """As many random directions as the student has units, on what it reads minus its mean over the fitting texts; the same TopK."""
+def _random_rows(subject: Subject, texts: Texts, side: Side, k: int) -> dict[str, list[Row]]:
+    """The probes of random units, by task: all that is kept of them, their codes are as large as those of a student."""
+    features = _random(subject, texts, side, k)
+    found: dict[str, list[Row]] = {}
+    for number, (name, loaded) in enumerate(texts.tasks.items()):
+        subject.say(0.77 + 0.03 * number / len(texts.tasks), f"probes of random units, {name}")
+        found[name] = _probe(subject, loaded, "random", features)
+    return found
+
+
+def _random(subject: Subject, texts: Texts, side: Side, k: int) -> dict[str, Features]:
+    """As many random directions as the student has units, on what it reads minus its mean over the fitting texts; k of them per token."""
     layer, mean = subject.layer, texts.reading.mean(side)
     rows = np.unique(np.concatenate([loaded.rows[loaded.roles.fit] for loaded in texts.tasks.values()]))
     centre = mean[rows].mean(0) if len(rows) else mean.mean(0)
@@ -257,14 +276,14 @@ def _random(subject: Subject, texts: Texts, side: Side) -> dict[str, Features]:
     W, c = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in (weight, centre))
 
     def encode(tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return topk_gate(tokens - c, W, torch.zeros(len(W), device=device), layer.k)
+        return topk_gate(tokens - c, W, torch.zeros(len(W), device=device), k)
 
     def say(share: float) -> None:
-        subject.say(0.7 + 0.1 * share, "codes of random units")
+        subject.say(0.69 + 0.08 * share, "codes of random units")
 
     made: Codes = codes(encode, texts.reading, side, layer.n_units, say)
     return {"pre": Linear(mean - centre, [(weight, np.zeros(len(weight)))]), "code": made}
 
 
-PART = Part("probes", 1, ("tasks", "probe_samples_per_class", "probe_selection"), measure, show)
+PART = Part("probes", 2, ("tasks", "probe_samples_per_class", "probe_selection"), measure, show)
 """The part as `mxd.evals.suite` lists it."""

@@ -201,10 +201,14 @@ class Linear:
 
 
 class Codes:
-    """Mean sparse codes, kept sparse."""
+    """Mean sparse codes, kept sparse.
 
-    def __init__(self, values: sparse.csr_array) -> None:
-        self.values, self.n_units = values, cast("tuple[int, int]", values.shape)[1]
+    Attributes:
+        l0: mean number of units active at a token.
+    """
+
+    def __init__(self, values: sparse.csr_array, l0: float = 0.0) -> None:
+        self.values, self.n_units, self.l0 = values, cast("tuple[int, int]", values.shape)[1], l0
         self._by_unit = values.tocsc()
 
     def means(self, rows: Int64[np.ndarray, "row"]) -> Float64[np.ndarray, "n_units"]:
@@ -249,11 +253,12 @@ def codes(
     """
     total = sparse.csr_array((len(reading.pieces), n_units), dtype=np.float64)
     lengths = np.array([piece.end - piece.begin for piece in reading.pieces])
-    done = 0
+    done = active = 0
     parts: list[sparse.coo_array] = []
     for of, tokens in reading.tokens(side):
         with torch.no_grad():
             values, indices = encode(tokens)
+        active += int((values > 0).sum())
         value = values.double().cpu().numpy() / lengths[of][:, None]
         rows = np.repeat(of, value.shape[1])
         made = sparse.coo_array((value.ravel(), (rows, indices.cpu().numpy().ravel())), shape=total.shape)
@@ -266,7 +271,7 @@ def codes(
         (np.concatenate([p.data for p in parts]), tuple(np.concatenate([p.coords[axis] for p in parts]) for axis in (0, 1))),
         shape=total.shape,
     )
-    return Codes(whole.tocsr())
+    return Codes(whole.tocsr(), active / max(done, 1))
 
 
 def layer_codes(layer: SparseLayer, reading: Reading, say: Callable[[float], None] | None = None) -> Codes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..parts import Section, Student, Table, measured
 from ..svg import NAMES, Axis, Figure
+from ..trained_on import seen_in_training
 
 FEATURES = {"code": "sparse codes (after ReLU and TopK)", "pre": "scores before ReLU and TopK"}
 _CONTROLS = {"neurons": "the host's neurons", "shuffled": "shuffled labels"}
@@ -157,6 +158,20 @@ def _words(student: Student, names: Sequence[str]) -> list[str]:
     return words
 
 
+def _random_k(found: Mapping[str, Any]) -> str:
+    """How many random units fire at a token, by student where they differ."""
+    ks = {student: figures["protocol"].get("random_k") for student, figures in found.items()}
+    if None in ks.values():
+        return "the student's K"
+    if len(set(ks.values())) == 1:
+        return f"K = {next(iter(ks.values()))}"
+    return (
+        "K = "
+        + ", ".join(f"{k} ({student})" for student, k in ks.items())
+        + " (a student without TopK: its own mean number of active units)"
+    )
+
+
 def _notes(found: Mapping[str, Any]) -> list[str]:
     first = next(iter(found.values()))
     protocol = first["protocol"]
@@ -173,10 +188,10 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     notes = [
         rule,
         f"{protocol['texts']} texts, {protocol['tokens']} tokens; at most {protocol['samples_per_class']} per class; split by document: "
-        f"{protocol['split_rule']}; measured on {protocol['measured_on']}. English Wikipedia leads may be among the texts the student was "
-        "trained on, without labels; so they are for every kind.",
-        "Controls: random units are as many random directions, through the same TopK; the host's neurons are those of the MLP replaced; "
-        "shuffled labels permute what units are fitted and chosen by. Intervals resample documents, not seeds or choices of units.",
+        f"{protocol['split_rule']}; measured on {protocol['measured_on']}. {seen_in_training(protocol.get('trained_on', []))}",
+        f"Controls: random units are as many random directions, through TopK with {_random_k(found)}; the host's neurons are those of the "
+        "MLP replaced; shuffled labels permute what units are fitted and chosen by. Intervals resample documents, not seeds or choices of "
+        "units.",
     ]
     for name, task in first["tasks"].items():
         s = task["samples"]

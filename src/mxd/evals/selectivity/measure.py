@@ -26,6 +26,7 @@ from ...layers.encoder import ACTIVATIONS
 from ..bootstrap import mean_interval
 from ..fidelity import LOGIT_BYTES
 from ..parts import Found, Part, Subject, missing
+from ..trained_on import trained_on
 from . import show
 from .rises import FLOOR, by_class, contrast, selectivity
 from .texts import AT_LEAST, Texts, read_texts
@@ -246,7 +247,7 @@ def _figures(
         "tokens": texts.measure.ids.shape[1],
         "documents": {name: {"choose": chosen, "measure": measured} for name, (chosen, measured) in each.items()},
         "skipped": texts.skipped,
-        "trained_on": [str(source.get("name")) for source in (subject.run.info.get("text") or {}).get("sources", [])],
+        "trained_on": trained_on(subject.run.info),
         "host_neurons": neurons["width"],
         "ce": {
             "host": by_class(neurons["losses"]["none"], labels, classes, **how),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..figures import label
 from ..parts import Section, Student, Table, measured
-from ..svg import NAMES, Axis, Figure, number
+from ..svg import Axis, Figure, number
+from ..trained_on import seen_in_training
 
 PART = "selectivity"
 WANTED = 5.0
@@ -146,8 +148,9 @@ def figure(students: Sequence[Student]) -> Figure:
     values = [v for name, s in rows for v in _main(s[PART], name)["own"] + _main(s[PART], name)["others"][:1] if v is not None]
     low, high = min([0.0, *values]), max([1e-3, *values])
     height = 60 + 20 * len(rows) + 22 * len(classes)
-    made = Figure(440, height, "Rise of the loss by language and student", "Marks: on the language itself. Ticks: on the others.")
-    x = Axis(low - 0.04 * (high - low), high + 0.04 * (high - low), 130, 425)
+    room = max(130.0, 6.3 * max(len(label(s, students)) for s in students) + 24)
+    made = Figure(310 + room, height, "Rise of the loss by language and student", "Marks: on the language itself. Ticks: on the others.")
+    x = Axis(low - 0.04 * (high - low), high + 0.04 * (high - low), room, room + 295)
     y = 22.0
     made.text(4, 14, "nats per token", css="soft")
     for name in classes:
@@ -155,6 +158,7 @@ def figure(students: Sequence[Student]) -> Figure:
         made.text(4, y, name)
         for student in students:
             y += 20
+            made.text(14, y, label(student, students), css="soft")
             _row(made, x, y, student, name)
         y += 2
     made.line([(x.start, height - 34), (x.end, height - 34)], "axis")
@@ -166,7 +170,6 @@ def figure(students: Sequence[Student]) -> Figure:
 
 def _row(made: Figure, x: Axis, y: float, student: Student, name: str) -> None:
     found, kind = _main(student[PART], name), student["kind"]
-    made.text(14, y, NAMES.get(kind, kind), css="soft")
     own, others = found["own"], found["others"][0]
     if own[1] is not None and own[2] is not None:
         made.line([(x(own[1]), y - 4), (x(own[2]), y - 4)], "bar", kind)
@@ -182,11 +185,10 @@ def _notes(students: Sequence[Student]) -> list[str]:
     figures = students[0][PART]
     texts = "; ".join(f"{name} {n['choose']} and {n['measure']}" for name, n in figures["documents"].items())
     skipped = [f"Left out: {name} ({why})." for name, why in figures["skipped"].items()]
-    trained = f"The students' training text: {', '.join(figures['trained_on']) or 'unknown'}."
-    if "wiki-en" in figures["trained_on"]:
-        trained += (
-            " The English texts here are from it, seen there without labels; units for a language that it hardly holds were not trained."
-        )
+    trained = (
+        f"The students' training text: {', '.join(figures['trained_on']) or 'unknown'}. {seen_in_training(figures['trained_on'])} "
+        "Units for a language that the training text hardly holds were hardly trained."
+    )
     return [
         f"Protocol (ours; the paper has none): texts of {figures['tokens']} tokens of the task {figures['task']}; to choose on and "
         f"to measure on: {texts}. No text is in both. The units of a language are those with the largest standardised difference of mean "

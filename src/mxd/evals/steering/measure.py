@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 
 from ...config import EvalConfig
 from ...errors import ConfigError, TextError
@@ -239,7 +240,7 @@ def _figures(
         "word_coherence": _alike(own.words),
         "loss": mean(own.loss.mean(1)),
         "distinct": mean([distinct(texts) for texts in own.texts]),
-        "changed": mean([one for one, _ in own.changed]),
+        "changed": share_interval([one for one, _ in own.changed]),
         "tokens_changed": mean([share for _, share in own.changed]),
         "kl": mean([row["kl"] for row in per_unit]),
         "push": mean([row["push"] for row in per_unit]),
@@ -248,7 +249,7 @@ def _figures(
             "word_coherence": _alike(control.words),
             "loss": mean(control.loss.mean(1)),
             "distinct": mean([distinct(texts) for texts in control.texts]),
-            "changed": mean([one for one, _ in control.changed]),
+            "changed": share_interval([one for one, _ in control.changed]),
             "tokens_changed": mean([share for _, share in control.changed]),
         },
         "over_random": {
@@ -268,6 +269,12 @@ def _figures(
             ],
         },
     }
+
+
+def share_interval(those: Sequence[bool]) -> dict[str, Any]:
+    """A share with Wilson's score interval of 95 % (1927): that of a bootstrap has no width where all or none of a few do."""
+    low, high = stats.binomtest(sum(those), len(those)).proportion_ci(0.95, method="wilson")
+    return interval(Interval(sum(those) / len(those), float(low), float(high)))
 
 
 def interval(found: Interval) -> dict[str, Any]:
@@ -301,4 +308,4 @@ def _judged(subject: Subject, texts: list[list[Generated]], asked: Protocol) -> 
     return {"judges": found, "incomplete": any(one["missing"] for one in found)}
 
 
-PART = Part("steering", 1, ("steer_units", "steer_samples", "steer_scale", "judge_model"), measure, show)
+PART = Part("steering", 2, ("steer_units", "steer_samples", "steer_scale", "judge_model"), measure, show)

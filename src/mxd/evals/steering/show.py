@@ -38,6 +38,10 @@ def _cell(found: Mapping[str, Any] | None, percent: bool = False) -> str:
     return texts[0] if _DASH in texts[1:] else f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
+def _p(found: Mapping[str, Any]) -> str:
+    return _DASH if found.get("value") is None or found.get("p") is None else number(found["p"])
+
+
 def _table(have: Sequence[Student]) -> Table:
     heads = [
         "student", "units that change anything", "tokens changed", "KL, nats", "push / |y|", "coherence [95 %]", "p", "over random push",
@@ -49,19 +53,23 @@ def _table(have: Sequence[Student]) -> Table:
         over = f["over_random"]["coherence"]
         rows.append(
             [label(student, have), _cell(f["changed"], True), _cell(f["tokens_changed"], True), _cell(f["kl"]), _cell(f["push"]),
-             _cell(f["coherence"]), number(f["coherence"]["p"]), _cell(over), _cell(f["word_coherence"]), _cell(f["loss"]),
+             _cell(f["coherence"]), _p(f["coherence"]), _cell(over), _cell(f["word_coherence"]), _cell(f["loss"]),
              _cell(f["distinct"], True)]
         )  # fmt: skip
         rows.append(
             ["  random push of the same size", _cell(r["changed"], True), _cell(r["tokens_changed"], True), _DASH, _cell(f["push"]),
-             _cell(r["coherence"]), number(r["coherence"]["p"]), _DASH, _cell(r["word_coherence"]), _cell(r["loss"]),
+             _cell(r["coherence"]), _p(r["coherence"]), _DASH, _cell(r["word_coherence"]), _cell(r["loss"]),
              _cell(r["distinct"], True)]
         )  # fmt: skip
         rows.append(
             ["  not steered", *[_DASH] * 8, _cell(f["unsteered_loss"]), _cell({"value": f["unsteered_distinct"], "ci95": [None] * 2}, True)]
         )
     rows.append(["the host itself", *[_DASH] * 8, _cell(have[0]["steering"]["host_loss"]), _DASH])
-    return Table("Means over units, with 95 % intervals over units (of unsteered texts: over texts)", heads, rows)
+    return Table(
+        "Means over units, with 95 % intervals over units (of the units that change anything: Wilson's; of unsteered texts: over texts)",
+        heads,
+        rows,
+    )
 
 
 def _models(have: Sequence[Student]) -> list[str]:
@@ -102,11 +110,14 @@ Points = Sequence[tuple[float, float, str]]
 def _scatter(have: Sequence[Student]) -> Figure:
     def points(student: Student) -> Points:
         rows = student["steering"]["units"]
-        return [(r["coherence"], r["loss"], f"{student['steering']['unit_word']} {r['unit']} of {student['name']}") for r in rows]
+        return [(r["coherence"], r["loss"], f"{student['steering']['unit_word']} {r['unit']} of {student['name']}") 
+            for r in rows if r["coherence"] is not None and r["loss"] is not None
+        ]  # fmt: skip
 
     host = have[0]["steering"]["host_loss"]["value"]
     names = "coherence of the unit's texts", "host's loss on them, nats"
-    return _plane(have, points, "Steered units: coherence and loss", names, level=(host, "the host's own"))
+    level = None if host is None else (host, "the host's own")
+    return _plane(have, points, "Steered units: coherence and loss", names, level=level)
 
 
 def _judge_scatter(have: Sequence[Student], model: str) -> Figure:
@@ -162,35 +173,42 @@ def _words(student: Student, have: Sequence[Student]) -> str:
     f = student["steering"]
     over, alike = f["over_random"]["coherence"], f["coherence"]
     low, high = over["ci95"]
-    share = f"{100 * f['changed']['value']:.0f} % of the steered units change what is written"
+    share = f"{_cell({'value': f['changed']['value'], 'ci95': [None] * 2}, True)} of the steered units change what is written"
     if low is not None and low > 0:
         said = f"texts of one unit are more alike than under random pushes of the same size, by {_cell(over)}: the direction matters"
     elif high is not None and high < 0:
         said = f"texts of one unit are less alike than under random pushes of the same size, by {_cell(over)}"
     else:
         said = f"that its units make texts more coherent than random pushes of the same size is not shown ({_cell(over)})"
-    cost = f["loss"]["value"] - f["unsteered_loss"]["value"]
-    way = "more" if cost >= 0 else "less"
-    null = (
-        "" if alike["p"] <= 0.05 else f" The texts of one unit are no more alike than texts dealt out at random (p = {number(alike['p'])})."
-    )
-    return (
-        f"{label(student, have)}: {share}; {said}. The host finds the steered texts {number(abs(cost))} nats a token {way} surprising than "
-        f"the unsteered ones.{null}"
-    )
+    steered, plain = f["loss"]["value"], f["unsteered_loss"]["value"]
+    if steered is None or plain is None:
+        cost = "What the host makes of the texts is not known: its loss is no finite number."
+    else:
+        way = "more" if steered >= plain else "less"
+        cost = f"The host finds the steered texts {number(abs(steered - plain))} nats a token {way} surprising than the unsteered ones."
+    null = ""
+    if alike["value"] is not None and alike["p"] > 0.05:
+        null = f" The texts of one unit are no more alike than texts dealt out at random (p = {number(alike['p'])})."
+    return f"{label(student, have)}: {share}; {said}. {cost}{null}"
 
 
 def _between(have: Sequence[Student]) -> list[str]:
     """Which students' coherence can be told apart."""
     if len(have) < 2:
         return []
-    ordered = sorted(have, key=lambda s: -s["steering"]["coherence"]["value"])
+    known = [s for s in have if s["steering"]["coherence"]["value"] is not None]
+    if len(known) < 2:
+        return ["Coherence has no value for all students but one at most: nothing to compare."]
+    ordered = sorted(known, key=lambda s: -s["steering"]["coherence"]["value"])
     apart = [
         f"{label(one, have)} above {label(other, have)}"
         for i, one in enumerate(ordered)
         for other in ordered[i + 1 :]
-        if (one["steering"]["coherence"]["ci95"][0] or 0) > (other["steering"]["coherence"]["ci95"][1] or 0)
+        if _above(one["steering"]["coherence"], other["steering"]["coherence"])
     ]
+    unknown = [label(s, have) for s in known if None in s["steering"]["coherence"]["ci95"]]
+    if unknown and not apart:
+        return [f"No difference between kinds is shown; the coherence of {', '.join(unknown)} has no interval."]
     if not apart:
         return [
             "The intervals of coherence overlap for every two students: no difference between kinds is shown (the published ones "
@@ -199,6 +217,12 @@ def _between(have: Sequence[Student]) -> list[str]:
     return [
         f"Intervals of coherence that do not overlap: {'; '.join(apart)}. A kind that is pushed harder (see push) is not on equal terms."
     ]
+
+
+def _above(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the interval of one lies above that of the other; not shown where an end is missing."""
+    low, high = one["ci95"][0], other["ci95"][1]
+    return low is not None and high is not None and low > high
 
 
 def _examples(have: Sequence[Student]) -> str:
@@ -237,7 +261,8 @@ def _notes(first: Mapping[str, Any], have: Sequence[Student]) -> list[str]:
         "dealt out at random.",
         "The host's loss is no fluency on its own: a text that repeats itself is cheap as well; see the share of different tokens. "
         "Coherence rises with the push for the same reason.",
-        "Intervals cover the choice of units, not the prompt, the random numbers or the training seed.",
+        "Intervals cover the choice of units, not the prompt, the random numbers or the training seed. That of the share of units that "
+        "change anything is Wilson's score interval (where all do or none, a bootstrap has no width).",
     ]
     if _models(have):
         found.append("Judges see all texts of a unit at once. A verdict that could not be had is left out, never counted as zero.")
