@@ -1,4 +1,5 @@
-"""The tables and the plane of docs/results.md that come from studies: docs/results/studies/NAME.json, as ``mxd study NAME`` writes them."""
+"""The tables and the plane of docs/results.md that come from studies: docs/results/studies/NAME.json, copied from where ``mxd study NAME``
+writes them (runs/studies/). A study that is not finished has no table."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ Row = dict[str, Any]
 def read(name: str) -> dict[str, Any] | None:
     """What a study found; None where it was not run yet."""
     path = FOLDER / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found if found and found["finished"] else None
 
 
 def tables() -> dict[str, str]:
@@ -102,14 +104,14 @@ def _comparison(layer: int) -> str:
     if not rows:
         return "Not measured."
     lines = [
-        "| started | kind | K | seeds | excess CE, nats [95 %] | CE recovered | KL | FVU [95 %] | dead | busiest |",
+        "| kind | K | recipe | seeds | excess CE, nats [95 %] | CE recovered | KL | FVU [95 %] | dead | busiest |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in _groups(rows):
         first = group[0]
         name = NAMES[first["kind"]]
         lines.append(
-            f"| {'host' if first['recipe'] == 'host-encoder' else 'scratch'} | {name} | {first['k'] or '–'} | {len(group)} "
+            f"| {name} | {first['k'] or '–'} | {first['recipe']} | {len(group)} "
             f"| {_interval(*combined(group, 'excess_ce'), 4)} | {100 * _mean(group, 'ce_recovered'):.1f} % | {_mean(group, 'kl'):.4f} "
             f"| {_interval(*combined(group, 'fvu'), 3)} | {_share(group, 'dead_fraction')} | {_share(group, 'max_firing_frequency')} |"
         )
@@ -140,7 +142,7 @@ def _routing(name: str) -> str:
     ]
     for row in rows:
         measures = [_measure(row["routing"].get(key)) for key in ("n_r", "g_r", "g_r_best", "id")]
-        matter = {True: "yes", False: "not shown", None: "–"}[row["routing"]["experts_matter"]]
+        matter = "–" if row["routing"]["experts_matter"] is None else "yes" if _matter(row["routing"]) else "not shown"
         layer = row["hookpoint"].split(".")[1]
         lines.append(
             f"| {row['recipe']} | {row['k']} | {layer} | {row['seed']} | {row['excess_ce']:.4f} | {row['fvu']:.3f} "
@@ -185,25 +187,31 @@ def _commands() -> str:
     return "<!-- runs: no -->\n```bash\n" + "\n".join(lines) + "\n```" if lines else "Not measured."
 
 
+def _matter(routing: dict[str, Any]) -> bool:
+    """The rule of docs/method.md, with G_r against the best dense student as well as against the one of the same recipe."""
+    best: list[float | None] = (routing.get("g_r_best") or {}).get("ci95") or [None]
+    return bool(routing["experts_matter"]) and (best[0] or 0.0) > 0
+
+
 def _plane() -> Figure | None:
     """Excess cross-entropy across, identity upwards; full marks where N_r, G_r and ID all exceed 0 with their intervals."""
-    rows = [row for name in ("routing", "comparison", "random-k", "encoder", "n-or-k") for row in (read(name) or {"rows": []})["rows"]]
-    points = [row for row in rows if row["routing"] and row["routing"]["id"]["value"] is not None and row["excess_ce"] > 0]
-    points = [row for row in points if row["hookpoint"] == "layers.8.mlp"]
+    # One layer, one number of tokens: arms of other studies saw fewer.
+    rows = [row for row in (read("comparison") or {"rows": []})["rows"] if row["hookpoint"] == "layers.8.mlp" and row["excess_ce"] > 0]
+    points = [row for row in rows if row["routing"] and row["routing"]["id"]["value"] is not None]
     if not points:
         return None
     figure = Figure(760, 430, "Faithfulness against routing", "Every MxD of the studies: excess cross-entropy against ID")
     x = log_axis([row["excess_ce"] for row in points], 60, 720)
     y = Axis(0, max(row["routing"]["id"]["value"] for row in points) * 1.1, 370, 40)
     figure.frame(x, y, "excess cross-entropy, nats (log)", "ID: loss of FVU when it no longer matters which expert fired")
-    scratch = [row for row in rows if row["recipe"] == "ours" and row["k"] in (0, 32)]
-    rivals = {row["kind"]: row for row in scratch if row["kind"] in ("skip-transcoder", "dense")}
-    for kind, row in rivals.items():
-        if row["excess_ce"] > 0:
-            figure.line([(x(row["excess_ce"]), 40), (x(row["excess_ce"]), 370)], "line dash thin", kind)
-            figure.text(x(row["excess_ce"]) + 4, 52 if kind == "dense" else 66, f"{NAMES[kind]}, scratch", css="hue", kind=kind)
+    for top, kind in ((52, "dense"), (66, "skip-transcoder")):
+        own = [row["excess_ce"] for row in rows if row["kind"] == kind and row["recipe"] == "ours" and row["k"] in (0, 32)]
+        if own:
+            at = x(statistics.mean(own))
+            figure.line([(at, 40), (at, 370)], "line dash thin", kind)
+            figure.text(at + 4, top, f"{NAMES[kind]}, scratch{'' if kind == 'dense' else ', K = 32'}", css="hue", kind=kind)
     for row in points:
-        kind = "mxd" if row["routing"]["experts_matter"] else "dense"
+        kind = "mxd" if _matter(row["routing"]) else "dense"
         note = f"{row['recipe']}, K = {row['k']}, seed {row['seed']}: excess CE {number(row['excess_ce'])}"
         figure.marker(x(row["excess_ce"]), y(row["routing"]["id"]["value"]), kind, note=note, size=4)
     figure.text(720, 28, "full: N_r, G_r and ID all above 0 · hollow: not shown", anchor="end", css="soft")
