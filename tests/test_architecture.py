@@ -54,7 +54,7 @@ LAWS: dict[str, str] = {
     r"decoding": r"$^",
     r"products": r"ops/gemm",
     r"fingerprints": r"assets",
-    r"blocks|devices|timing": r"$^",
+    r"blocks|devices|memory|timing": r"$^",
     r"host": r"sites|assets|blocks|decoding|devices|products|fingerprints",
     r"ahead": r"$^",
     r"harvest": r"text|host",
@@ -78,7 +78,7 @@ LAWS: dict[str, str] = {
 }
 """File -> what of the package it may import besides `EVERYWHERE`; the first that matches holds."""
 
-LIGHT: dict[str, str] = {r"(layers|ops)/.*": "torch jaxtyping triton", r"errors|config|_version|lanes|recipes|studies": ""}
+LIGHT: dict[str, str] = {r"(layers|ops)/.*": "torch jaxtyping triton", r"errors|config|_version|lanes|memory|recipes|studies": ""}
 """File -> the only packages, besides the standard library, that it may import."""
 
 

@@ -24,6 +24,7 @@ import tyro
 from ._version import __version__
 from .config import BenchConfig, EditConfig, EvalConfig, GenerateConfig, HarvestConfig, StudyConfig, TrainConfig
 from .errors import ConfigError, MxdError, RunError, nearest
+from .memory import keep_freed_memory
 from .options import (
     OPTIONS,
     BenchOptions,
@@ -346,6 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name; default: the process's own) and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or os.environ.get("MXD_DEBUG", "0") not in ("", "0")
+    keep_freed_memory()
     try:
         with _warnings_on_stderr():
             return _dispatch([arg for arg in args if arg != "--debug"])
