@@ -82,13 +82,13 @@ def _comparison() -> tuple[TrainConfig, ...]:
 
 
 def _routing() -> tuple[TrainConfig, ...]:
-    """The finalists of the search on validation text (docs/log.md), five times over the comparison's tokens: 5 M token-steps each.
+    """The finalist of the search on validation text (docs/log.md) and its controls, five times over the comparison's tokens: 5 M token-steps each.
 
-    The rate is the comparison's, lowered as the square root of the number of steps, alike for all kinds.
+    Controls: tuned dense and additive, the gate frozen, the dense path narrow or linear. The rate is the comparison's, lowered as the square root of the number of steps, alike for all kinds.
     """
     base = TrainConfig(tokens=COMPARISON_TOKENS, passes=5, layers=("8",))
     linear = "encoder=mlp+phi=identity+width=0.375"
-    arms = ("", "+positive-c+lr-c=4", "+positive-c+lr-c=4+lr-gate=0.3", "+width=0.25", f"+{linear}")
+    arms = ("", "+positive-c+lr-c=4", "+positive-c+lr-c=4+lr-gate=0", "+width=0.25", f"+{linear}")
     return (
         _run("mxd", base, kinds=("mxd", "dense"), recipe=tuple(f"ours{arm}+lr=4e-3" for arm in arms)),
         _run("rivals", base, kinds=("transcoder", "skip-transcoder", "additive"), recipe=("ours+lr=4e-3",)),

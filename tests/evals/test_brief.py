@@ -9,7 +9,11 @@ from mxd.evals.brief import brief
 
 
 def test_figures_stay_and_texts_go() -> None:
-    cell = {"f1": 0.5, "f1_ci95": [0.4, 0.6], "balanced_accuracy": 0.7, "balanced_accuracy_ci95": [0.6, 0.8], "classes": [{"units": [3]}]}
+    means = {"f1": 0.5, "f1_ci95": [0.4, 0.6], "balanced_accuracy": 0.7, "balanced_accuracy_ci95": [0.6, 0.8]}
+    # The class that was probed best on the choosing samples, not the one that came out best on test.
+    chosen = {"class": "law", "units": [3], "chosen_f1": 0.9, "f1": 0.3, "f1_ci95": [0.2, 0.4]}
+    lucky = {"class": "sport", "units": [4], "chosen_f1": 0.5, "f1": 0.7, "f1_ci95": [0.6, 0.8]}
+    cell = {**means, "classes": [lucky, chosen]}
     student = {
         "name": "mxd-k32",
         "excess_ce": 0.1,
@@ -33,7 +37,7 @@ def test_figures_stay_and_texts_go() -> None:
     found = brief(student)
     assert list(found) == list(PARTS) and "SECRET" not in json.dumps(found)
     assert found["generation_agreement"] == {"shares": [1.0, 0.5]}
-    short = {name: value for name, value in cell.items() if name != "classes"}
+    short = {**means, "best": {"class": "law", "f1": 0.3, "f1_ci95": [0.2, 0.4]}}
     assert found["probes"]["tasks"]["topic"]["rows"] == {"student": {"pre": short}, "dense": {"y": short}}
     assert found["steering"] == {"coherence": {"value": 0.1}, "random": {"coherence": {"value": 0.0}}}
     assert found["anatomy"] == {"firing": {"dead_fraction": 0.1}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import PARTS
@@ -37,7 +37,7 @@ def _without(value: Any, names: tuple[str, ...]) -> Any:
 
 
 def _probes(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """{task: {row: {feature: {f1, f1_ci95}}}} of the probes on one unit, and whether the student is above random units."""
+    """{task: {row: {feature: {f1, f1_ci95, best}}}} of the probes on one unit, and whether the student is above random units."""
     tasks: dict[str, Any] = {}
     for name, task in figures["tasks"].items():
         rows = {row: _means(features) for row, features in task["figures"].items()}
@@ -46,7 +46,16 @@ def _probes(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _means(features: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("f1", "f1_ci95", "balanced_accuracy", "balanced_accuracy_ci95")
     # One unit (k1); the probe on all of y, which chooses no units, stands under k0.
     one = {feature: cell.get("k1") or cell["k0"] for feature, cell in features.items() if cell}
-    return {feature: {name: cell[name] for name in names if name in cell} for feature, cell in one.items()}
+    return {feature: {**_scores(cell), "best": _best(cell["classes"])} for feature, cell in one.items()}
+
+
+def _scores(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: cell[name] for name in ("f1", "f1_ci95", "balanced_accuracy", "balanced_accuracy_ci95") if name in cell}
+
+
+def _best(classes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The class that was probed best on the samples that choose: its figures on test were no part of the choice."""
+    best = max(classes, key=lambda cell: cell["chosen_f1"])
+    return {"class": best["class"], **_scores(best)}
