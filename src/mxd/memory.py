@@ -1,4 +1,4 @@
-"""Memory that was freed is kept for the next tensor of its size, instead of going back to the system and being zeroed again page by page."""
+"""Freed memory is kept for the next tensor of its size, instead of going back to the system and being zeroed again page by page."""
 
 from __future__ import annotations
 

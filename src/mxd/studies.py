@@ -82,9 +82,10 @@ def _comparison() -> tuple[TrainConfig, ...]:
 
 
 def _routing() -> tuple[TrainConfig, ...]:
-    """The finalist of the search on validation text (docs/log.md) and its controls, five times over the comparison's tokens: 5 M token-steps each.
+    """The finalist of the search on validation text (docs/log.md) and its controls: 5 M token-steps each, in five passes.
 
-    Controls: tuned dense and additive, the gate frozen, the dense path narrow or linear. The rate is the comparison's, lowered as the square root of the number of steps, alike for all kinds.
+    Controls: tuned dense and additive, the gate frozen, the dense path narrow or linear. The rate is the comparison's, lowered as the
+    square root of the number of steps, alike for all kinds.
     """
     base = TrainConfig(tokens=COMPARISON_TOKENS, passes=5, layers=("8",))
     linear = "encoder=mlp+phi=identity+width=0.375"
