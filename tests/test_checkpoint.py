@@ -13,7 +13,7 @@ import torch
 from mxd import checkpoint
 from mxd.checkpoint import Run, RunWriter, StudentRecord, check_writable, load, save_layer, write_atomic
 from mxd.errors import RunError
-from mxd.layers import LAYERS, Sizes, SparseLayer, build
+from mxd.layers import LAYERS, Edited, Sizes, SparseLayer, build
 
 SIZES = Sizes(d_in=6, d_out=6, n_units=16, k=3, d_hidden=8, activation="silu", glu=True)
 
@@ -32,6 +32,12 @@ def write_run(path: Path, kind: str = "mxd", *, finished: bool = True) -> Sparse
     writer.save([layer], [about], {"config": {}}, finished=finished)
     writer.finish()
     return layer
+
+
+def test_an_edited_layer_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"^an edited layer is not saved .* \| next: keep the edit: mxd edit RUN --out FILE$"):
+        save_layer(tmp_path / "layer", Edited(build("mxd", SIZES), scale={3: 0.0}))
+    assert not (tmp_path / "layer").exists()
 
 
 @pytest.mark.parametrize("kind", LAYERS)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .errors import RunError, nearest
 from .interop import sparsify
-from .layers import SparseLayer, from_description
+from .layers import Edited, SparseLayer, from_description
 
 FORMAT_VERSION = 1
 """Version of the run folder; a newer one is refused."""
@@ -117,7 +117,15 @@ def read_json(path: Path) -> Any:
 
 
 def save_layer(folder: Path, layer: SparseLayer, record: StudentRecord | None = None) -> None:
-    """Write one layer: weights first, then the cfg.json that names their checksum, so that a half-written folder is refused."""
+    """Write one layer: weights first, then the cfg.json that names their checksum, so that a half-written folder is refused.
+
+    Raises:
+        RunError: the layer is an edited one: an edit is a file beside the weights.
+    """
+    if isinstance(layer, Edited):
+        raise RunError(
+            "an edited layer is not saved", expected="the layer itself", got="Edited", next="keep the edit: mxd edit RUN --out FILE"
+        )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in layer.state_dict().items()}
     shared = layer.kind in sparsify.KINDS
     weights = save_tensors(sparsify.to_names(state) if shared else state, metadata={"format": "pt"})
