@@ -17,7 +17,7 @@ SCREEN_TOKENS = 307_200
 """Training tokens of the smaller studies."""
 COMPARISON_TOKENS = 1_048_576
 """Training tokens of the comparison."""
-LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
+LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 """The grid of peak learning rates on which every kind is tuned."""
 
 
