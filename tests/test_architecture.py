@@ -54,7 +54,7 @@ LAWS: dict[str, str] = {
     r"decoding": r"$^",
     r"products": r"ops/gemm",
     r"fingerprints": r"assets",
-    r"blocks|devices|memory|timing": r"$^",
+    r"blocks|devices|locks|memory|timing": r"$^",
     r"host": r"sites|assets|blocks|decoding|devices|products|fingerprints",
     r"ahead": r"$^",
     r"harvest": r"text|host",

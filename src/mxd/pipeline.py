@@ -27,6 +27,7 @@ from .evals import routing
 from .feed import Feed, HostFeed, open_feed, until
 from .harvest import Batch, shuffled
 from .host import Host
+from .locks import only_writer
 from .plan import check, check_disk, check_harvest, check_space, op_settings, plan, settled, total_train_steps
 from .progress import Bar
 from .run_info import describe, made_with, plain, record
@@ -54,6 +55,11 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Run:
     config = settled(dataclasses.replace(config, out=Path(config.out)), cache.info["config"] if cache else None)
     check(config)
     check_writable(config.out, overwrite=config.overwrite)
+    with only_writer(config.out):
+        return _train(config, cache, quiet)
+
+
+def _train(config: TrainConfig, cache: Cache | None, quiet: bool) -> Run:
     clock = Clock()
     with clock("text and host"):
         feed = open_feed(config, cache)
@@ -184,6 +190,11 @@ def harvest(config: HarvestConfig, *, quiet: bool = False) -> Cache:
     config = dataclasses.replace(config, out=Path(config.out))
     check_harvest(config)
     activation_cache.check_writable(config.out, overwrite=config.overwrite)
+    with only_writer(config.out):
+        return _harvest(config, quiet)
+
+
+def _harvest(config: HarvestConfig, quiet: bool) -> Cache:
     feed = HostFeed(config)
     feed.prepare()
     per_read = config.tokens_per_sequence * config.sequences_per_read
@@ -242,14 +253,14 @@ def _stopped_line(config: HarvestConfig, kept: int) -> str:
 def evaluate(run: str | Path | Run, config: EvalConfig | None = None, *, quiet: bool = False) -> dict[str, Any]:
     """Evaluate every student of a run in its host on held-out text; writes report.json/.md/.html and frontier.svg.
 
-    Returns the report. Raises the errors of `Run.open`, `Host.load` and `Corpus`.
+    Returns the report. Raises the errors of `Run.open`, `Host.load` and `Corpus`, and `RunError` while another process writes into the run.
     """
     from .evals.evaluate import evaluate as evaluate_run
 
     opened = run if isinstance(run, Run) else Run.open(run)
     config = config or EvalConfig()
     host, corpus = reopen(opened, device=config.device)
-    with Bar("evaluating", 100, "%", quiet=quiet) as bar:
+    with only_writer(opened.path), Bar("evaluating", 100, "%", quiet=quiet) as bar:
         return evaluate_run(opened, host, corpus, config, progress=lambda done, note: bar.update(int(100 * done), note))
 
 
