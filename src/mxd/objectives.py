@@ -14,10 +14,13 @@ from .errors import ConfigError, nearest
 def norm_weighted(y_hat: Float[Tensor, "token d_out"], y: Float[Tensor, "token d_out"]) -> Float[Tensor, ""]:
     """Mean over tokens of |y - y_hat|² / |y| (the norm, not its square): the paper's loss (arXiv 2505.21364, appendix).
 
-    A token with y = 0 would divide by zero; its norm is taken as the smallest normal number of the dtype's square root.
+    A token with y = 0 would divide by zero, and one that is as good as 0 would outweigh all others: where |y| is below the dtype's
+    resolution at the batch's largest |y|, the token weighs nothing.
     """
-    tiny = torch.finfo(y.dtype).tiny ** 0.5
-    return ((y - y_hat).square().sum(-1) / y.norm(dim=-1).clamp_min(tiny)).mean()
+    number, norms = torch.finfo(y.dtype), y.norm(dim=-1)
+    each = (y - y_hat).square().sum(-1) / norms.clamp_min(number.tiny**0.5)
+    # In this order: a norm that is NaN stays one.
+    return torch.where(norms <= number.eps * norms.max(), 0.0, each).mean()
 
 
 def squared(y_hat: Float[Tensor, "token d_out"], y: Float[Tensor, "token d_out"]) -> Float[Tensor, ""]:

@@ -24,6 +24,8 @@ from .transcoder import SkipTranscoder, Transcoder
 MODULATED = (MxD, MxDProductKey, CPMuMoE, MoV)
 """Layers in which Cᵀa multiplies something dense."""
 _WITH_D = (*MODULATED, Dense, Additive)
+ROUNDING = 1e-5
+"""Activations this small beside the bias that centred their scores are rounding."""
 
 
 def output_bias(layer: SparseLayer) -> Tensor:
@@ -69,8 +71,13 @@ def centre_gate(layer: SparseLayer, inputs: Float[Tensor, "token d_in"]) -> None
 def positive_modulation(
     layer: MxD | MxDProductKey | CPMuMoE | MoV, inputs: Float[Tensor, "token d_in"], generator: torch.Generator | None
 ) -> None:
-    """C = (1 + e)/S1 with e ~ N(0, 1) and S1 = E Σ_k a_k: the modulation Cᵀa starts near 1 with spread about 1/√K."""
-    total = layer.encode(inputs).values.sum(-1).mean().clamp_min(1e-12)
+    """C = (1 + e)/S1 with e ~ N(0, 1) and S1 = E Σ_k a_k: the modulation Cᵀa starts near 1 with spread about 1/√K.
+
+    Where inputs are all alike, what a centred gate leaves of them is rounding: dividing by it would make C enormous, and C stays as it is.
+    """
+    total = layer.encode(inputs).values.sum(-1).mean()
+    if float(total) <= ROUNDING * max(float(bias.abs().mean()) for _, bias in layer.gates()):
+        return
     # Drawn on the CPU, where the generator is, whatever the device.
     layer.C.copy_((1 + torch.randn(layer.C.shape, generator=generator).to(layer.C.device)) / total)
 
@@ -96,7 +103,8 @@ def fit_output(layer: SparseLayer, inputs: Float[Tensor, "token d_in"], y: Float
     """
     with torch.no_grad():
         code = layer.encode(inputs)
-    weights = y.norm(dim=-1, keepdim=True).clamp_min(1e-6).rsqrt()
+    norms = y.norm(dim=-1, keepdim=True)
+    weights = torch.where(norms <= torch.finfo(y.dtype).eps * norms.max(), 0.0, norms.clamp_min(1e-6).rsqrt())
     theta = _output_parameters(layer)
 
     def output(values: Sequence[Tensor]) -> Tensor:
