@@ -1,5 +1,5 @@
-"""Writes the tables of docs/results.md and README.md from docs/results/*.json, the reports of their runs, and those about speed
-and the plots from benchmarks/results/*.json (see bench_tables.py).
+"""Writes the tables of docs/results.md and README.md from docs/results/*.json, the reports of their runs, those of the studies from
+docs/results/studies/*.json (see study_tables.py), and those about speed and the plots from benchmarks/results/*.json (see bench_tables.py).
 
     python tools/results_tables.py
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_tables
+import study_tables
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "results.md"
@@ -30,15 +31,14 @@ def main() -> None:
 
 def render() -> dict[Path, str]:
     """Every file this writes, with its text."""
-    reports = [_read(path) for path in sorted((DOCS / "results").glob("*-seed*.json"))]
-    tables = {recipe: _table(reports, recipe) for recipe in ("ours", "host-encoder", "paper")}
+    reports = [_read(path) for path in sorted((DOCS / "results").glob("paper-seed*.json"))]
+    own = {"paper": _table(reports), "paper-routing": _routing(reports), "precision": _precision()}
     return {
-        PAGE: _filled(
-            PAGE, {**tables, "routing": _routing(reports), **{mark: _study(mark) for mark in STUDIES}, "precision": _precision()}
-        ),
+        PAGE: _filled(PAGE, {**study_tables.tables(), **own, **{mark: _study(mark) for mark in STUDIES}}),
         README: _filled(README, {"demo": _demo(_read(DOCS / "results" / "demo.json")), "speed": bench_tables.targets()}),
         bench_tables.PAGE: _filled(bench_tables.PAGE, bench_tables.tables()),
         **bench_tables.plots(),
+        **study_tables.plots(),
     }
 
 
@@ -68,22 +68,22 @@ def _demo(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _students(reports: list[dict[str, Any]], recipe: str) -> dict[str, list[dict[str, Any]]]:
+def _students(reports: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Per kind the student of each seed."""
     found: dict[str, list[dict[str, Any]]] = {}
     for kind in ORDER:
-        per_seed = [s for report in reports for s in report["students"] if (s["kind"], s["recipe"]) == (kind, recipe)]
+        per_seed = [s for report in reports for s in report["students"] if s["kind"] == kind]
         if per_seed:
             found[kind] = per_seed
     return found
 
 
-def _table(reports: list[dict[str, Any]], recipe: str) -> str:
+def _table(reports: list[dict[str, Any]]) -> str:
     lines = [
         "| kind | excess CE, nats (mean; each seed with its 95 % interval) | CE recovered | KL | top-1 | FVU | L0 | dead | busiest |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for kind, students in _students(reports, recipe).items():
+    for kind, students in _students(reports).items():
         seeds = " · ".join(f"{s['excess_ce']:.4f} [{s['excess_ce_ci95'][0]:.4f}, {s['excess_ce_ci95'][1]:.4f}]" for s in students)
         name = f"{kind} (control)" if students[0]["is_control"] else kind
         lines.append(
@@ -96,13 +96,12 @@ def _table(reports: list[dict[str, Any]], recipe: str) -> str:
 
 
 def _routing(reports: list[dict[str, Any]]) -> str:
-    lines = ["| recipe | seed | N_r | G_r | ID | FVU | null | dense | best constant |", "|---|---|---|---|---|---|---|---|---|"]
-    for recipe in ("ours", "host-encoder", "paper"):
-        for student in _students(reports, recipe).get("mxd", []):
-            r = student["routing"]
-            intervals = " | ".join(_interval(r[m]) for m in ("n_r", "g_r", "id"))
-            rest = " | ".join(_small(r[m]) for m in ("fvu", "fvu_null", "fvu_dense", "fvu_best_constant"))
-            lines.append(f"| {recipe} | {student['seed']} | {intervals} | {rest} |")
+    lines = ["| seed | N_r | G_r | ID | FVU | null | dense | best constant |", "|---|---|---|---|---|---|---|---|"]
+    for student in _students(reports)["mxd"]:
+        r = student["routing"]
+        intervals = " | ".join(_interval(r[m]) for m in ("n_r", "g_r", "id"))
+        rest = " | ".join(_small(r[m]) for m in ("fvu", "fvu_null", "fvu_dense", "fvu_best_constant"))
+        lines.append(f"| {student['seed']} | {intervals} | {rest} |")
     return "\n".join(lines)
 
 
@@ -141,8 +140,6 @@ def _precision() -> str:
 
 
 def _interval(measure: dict[str, Any]) -> str:
-    if measure["value"] < -100:  # the routing-free readout is exact up to rounding; how far below 0 means nothing
-        return "< −100"
     low, high = measure["ci95"]
     return f"{measure['value']:.3f} [{low:.3f}, {high:.3f}]".replace("-", "−")
 

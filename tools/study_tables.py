@@ -37,7 +37,11 @@ def tables() -> dict[str, str]:
         "comparison": _comparison(8),
         "comparison-16": _comparison(16),
         "comparison-routing": _routing("comparison"),
+        "routing-all": _small("routing"),
         "routing-search": _routing("routing"),
+        "meaning-probes": _probes(),
+        "meaning-selectivity": _selectivity(),
+        "meaning-rest": _meaning(),
         "commands": _commands(),
         **{name: _small(name) for name in small},
     }
@@ -175,6 +179,106 @@ def _small(name: str) -> str:
             f"| {100 * row['dead_fraction']:.0f} % | {row['max_firing_frequency']:.2f} |"
         )
     return "\n".join(lines)
+
+
+TASKS = ("topic", "profession", "profession-masked", "sentiment-movie", "programming-language")
+"""Tasks of the probes' table, besides the languages; all of them are in the study's file."""
+FEATURE = "code"
+"""What its probes read: codes after TopK, the sparser question."""
+
+
+def _meant() -> list[Row]:
+    return [row for row in (read("meaning") or {"rows": []})["rows"] if not row.get("probes", {"missing": ""}).keys() & {"missing"}]
+
+
+def _probes() -> str:
+    """Mean F1 over classes of the best single unit, on test; controls below. Bold: above random units, intervals disjoint."""
+    rows = _meant()
+    if not rows:
+        return "Not measured."
+    lines = ["| student | language, best unit | " + " | ".join(("language", *TASKS)) + " |", "|---|" + "---|" * (2 + len(TASKS))]
+    for row in rows:
+        lines.append(_probed(row["name"], row["probes"]["tasks"], "student", FEATURE))
+    last = rows[0]["probes"]["tasks"]
+    for source, feature, name in (
+        ("neurons", FEATURE, "the host's own neurons"),
+        ("random", FEATURE, f"random units, K of {rows[0]['name']}"),
+        ("shuffled", FEATURE, f"shuffled labels, {rows[0]['name']}"),
+        ("dense", "y", "dense probe on all of y"),
+    ):
+        lines.append(_probed(f"*{name}*", last, source, feature))
+    return "\n".join(lines)
+
+
+def _probed(name: str, tasks: dict[str, Any], source: str, feature: str) -> str:
+    best = tasks["language"]["rows"][source][feature]["best"]
+    cells = [f"{best['class']}: {_interval(best['f1'], best['f1_ci95'], 3)}"]
+    for task in ("language", *TASKS):
+        cell = tasks[task]["rows"][source][feature]
+        above = source == "student" and tasks[task]["above"]["random"][feature]["disjoint"]
+        cells.append(_bold(_interval(cell["f1"], cell["f1_ci95"], 2), above))
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _selectivity() -> str:
+    """Ratio of the rise on the language to the mean rise on the others, for each number of ablated units."""
+    rows = [row for row in _meant() if "by_class" in row.get("selectivity", {})]
+    if not rows:
+        return "Not measured."
+    first = rows[0]["selectivity"]["by_class"]
+    sizes = list(next(iter(first.values()))["tied"])
+    columns = [(language, size) for language in first for size in sizes]
+    lines = ["| student | " + " | ".join(f"{language}, {size} units" for language, size in columns) + " |", "|---|" + "---|" * len(columns)]
+    for row in rows:
+        found = row["selectivity"]["by_class"]
+        lines.append(f"| {row['name']} | " + " | ".join(_selective(found[language]["tied"][size]) for language, size in columns) + " |")
+    return "\n".join(lines)
+
+
+def _selective(cell: dict[str, Any]) -> str:
+    """The ratio with its interval, its lower end alone, or a dash; and the rise on the language in thousandths of a nat."""
+    rise = f"({1000 * cell['own'][0]:.0f})".replace("-", "−")
+    if cell["ratio"]:
+        return f"{_interval(cell['ratio'][0], cell['ratio'][1:], 1)} {rise}"
+    return f"≥ {cell['at_least']:.1f} {rise}" if cell["at_least"] else f"– {rise}"
+
+
+def _meaning() -> str:
+    """Generation, steering and anatomy of the students of `meaning`."""
+    rows = _meant()
+    if not rows:
+        return "Not measured."
+    lines = [
+        "| student | excess CE, nats [95 %] | identical up to 1, 5, 15 tokens | texts changed | coherence over a random push "
+        "| effective units | κ > 0 | Jacobian cosine [95 %] |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [_interval(row["excess_ce"], row["excess_ce_ci95"], 4), _generated(row), *_steered(row), *_built(row)]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _generated(row: Row) -> str:
+    found = row.get("generation_agreement", {})
+    return ", ".join(f"{found['shares'][n]:.2f}" for n in (1, 5, 15)) if "shares" in found else "–"
+
+
+def _steered(row: Row) -> list[str]:
+    found = row.get("steering", {})
+    if "changed" not in found:
+        return ["–", "–"]
+    over = found["over_random"]["coherence"]
+    return [f"{100 * found['changed']['value']:.0f} %", _interval(over["value"], over["ci95"], 3)]
+
+
+def _built(row: Row) -> list[str]:
+    found = (row.get("anatomy") or {}).get("routing") or {}
+    if "causality" not in found:
+        return ["–", "–", "–"]
+    cosine = found["jacobian"]["cosine"]
+    effective, share = found["benefit"]["effective_units"], found["causality"]["identity"]["share_positive"]
+    return [f"{effective:,.0f}", f"{100 * share:.0f} %", _interval(cosine["value"], cosine["ci95"], 3)]
 
 
 def _commands() -> str:
