@@ -28,7 +28,7 @@ from .studies import Study, study
 FORMAT_VERSION = 1
 KEPT = (
     *("name", "kind", "k", "recipe", "seed", "hookpoint", "is_control", "n_units", "params", "tokens_trained", "tokens_per_second"),
-    *("stopped", "ce", "excess_ce", "excess_ce_ci95", "ce_recovered", "kl", "top1_agreement", "fvu", "fvu_ci95", "nmse"),
+    *("stopped", "ce", "excess_ce", "excess_ce_ci95", "excess_ce_sums", "ce_recovered", "kl", "top1_agreement", "fvu", "fvu_ci95", "nmse"),
     *("l0", "dead_fraction", "max_firing_frequency"),
 )
 """What is kept of a student's report."""
@@ -63,7 +63,7 @@ def run(config: StudyConfig, *, quiet: bool = False, say: Callable[[str], None] 
         evaluation = EvalConfig(split=wanted.split, sequences=config.sequences, parts=wanted.parts)
         report = pipeline.evaluate(_trained(train, quiet), evaluation, quiet=quiet)
         rows += [_row(student, report, train, evaluation) for student in report["students"]]
-        about |= {key: report[key] for key in ("host", "base_ce", "eval_tokens", "eval_sequences", "split", "versions", "machine")}
+        about |= {key: report[key] for key in ("host", "base_ce", "eval_tokens", "eval_sequences", "document_sequences", "split", "versions", "machine")}
         finished = number == len(wanted.runs)
         # A table that was whole stays until there is a whole one again.
         if finished or not _is_finished(path):

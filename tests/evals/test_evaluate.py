@@ -74,6 +74,8 @@ def test_report_has_every_name_and_only_numbers_that_json_knows(world: World) ->
         assert set(student) >= PER_STUDENT
         low, high = student["excess_ce_ci95"]
         assert low < student["excess_ce"] < high
+        assert sum(student["excess_ce_sums"]) / sum(world.report["document_sequences"]) == pytest.approx(student["excess_ce"], rel=1e-4)
+        assert len(student["excess_ce_sums"]) == len(world.report["document_sequences"]) == world.report["eval_documents"]
         assert student["fvu_ci95"][0] < student["fvu"] < student["fvu_ci95"][1]
         assert ("routing" in student) == (student["kind"] in ("mxd", "mxd-pk"))
     assert {"n_r", "g_r", "id"} <= set(world.student("mxd")["routing"])

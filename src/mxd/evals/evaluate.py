@@ -38,7 +38,7 @@ WEIGHT_BYTES = 2**31
 
 FAITHFULNESS_SHARE = 0.15
 """Of the time of a larger suite, about; for the progress bar."""
-VERSION = 3
+VERSION = 4
 """Raised whenever the same options come to mean other figures of faithfulness or routing."""
 _OPTIONS = ("sequences", "fit_tokens", "permutations")
 
@@ -279,6 +279,8 @@ def _loss_figures(record: StudentRecord, base: Losses, losses: dict[str, Losses]
         "ce": ce,
         "excess_ce": excess.value,
         "excess_ce_ci95": [excess.low, excess.high],
+        # By document, in the order of `document_sequences`: what a paired difference between two students is made from.
+        "excess_ce_sums": [round(float(rise), 7) for rise in sums[:, 0]],
         "ce_recovered": fidelity.recovered(ce, float(base.ce.mean()), float(zero.ce.mean())),
         "kl": float(own.kl.mean()),
         "top1_agreement": float(own.top1.mean()),
@@ -297,6 +299,7 @@ def _text_figures(
         "eval_tokens": held_out.ids.numel(),
         "eval_sequences": len(held_out.ids),
         "eval_documents": len(held_out.documents.unique()),
+        "document_sequences": torch.unique(held_out.documents, return_counts=True)[1].tolist(),
         "fit_tokens": blocks[0].ids.numel(),
         "validation_tokens": blocks[1].ids.numel(),
     }
