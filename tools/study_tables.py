@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mxd.evals.bootstrap import ratio_interval
 from mxd.evals.svg import NAMES, Axis, Figure, log_axis, number
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -18,7 +21,8 @@ PLANE = DOCS / "img" / "routing-plane.svg"
 KINDS = ("mxd", "mxd-pk", "mov", "cp-mumoe", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive")
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5th percentile of Student's t with n − 1 degrees of freedom, by number of seeds n."""
-MEASURES = (("n_r", "N_r"), ("g_r", "G_r"), ("id", "ID"))
+SKIP = " minus the skip transcoder's, paired |"
+"""Head of the column that `_against_skip` fills."""
 Row = dict[str, Any]
 
 
@@ -66,6 +70,31 @@ def combined(rows: Sequence[Row], key: str) -> tuple[float, tuple[float, float]]
     return mean, (mean - half, mean + half)
 
 
+def paired(rows: Sequence[Row], others: Sequence[Row], sequences: Sequence[int]) -> tuple[float, tuple[float, float]]:
+    """Mean difference in excess cross-entropy, nats, document by document and seed by seed; the interval as in `combined`.
+
+    Args:
+        rows, others: two students, a row for each seed, the same seeds in both.
+        sequences: sequences of each document.
+    """
+    each = np.array([a["excess_ce_sums"] for a in rows]) - np.array([b["excess_ce_sums"] for b in others])
+    text = ratio_interval(each.mean(0), np.array(sequences, dtype=float), resamples=2000, seed=0)
+    values = each.sum(1) / sum(sequences)
+    seeds = T_95[len(rows)] * float(values.std(ddof=1)) / math.sqrt(len(rows)) if len(rows) > 1 else 0.0
+    half = math.hypot((text.high - text.low) / 2, seeds)
+    return text.value, (text.value - half, text.value + half)
+
+
+def _against_skip(found: dict[str, Any], group: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Difference to the skip transcoder of the same K and seeds (for kinds without K: to that of K = 32)."""
+    first, wanted = group[0], {row["seed"] for row in group}
+    mine = [r for r in rows if r["kind"] == "skip-transcoder" and r["k"] == (first["k"] or 32) and r["recipe"].split("+lr=")[0] == "ours"]
+    by_seed = {row["seed"]: row for row in mine}
+    if not wanted <= set(by_seed) or first in mine:
+        return "–"
+    return _interval(*paired(group, [by_seed[row["seed"]] for row in group], found["document_sequences"]), 4)
+
+
 def _tuning() -> str:
     found = read("tuning")
     if found is None:
@@ -105,19 +134,21 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
 def _comparison(layer: int) -> str:
     found = read("comparison")
     rows = [row for row in (found or {"rows": []})["rows"] if row["hookpoint"] == f"layers.{layer}.mlp"]
-    if not rows:
+    if found is None or not rows:
         return "Not measured."
     lines = [
-        "| kind | K | recipe | seeds | excess CE, nats [95 %] | CE recovered | KL | FVU [95 %] | dead | busiest |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| kind | K | recipe | seeds | excess CE, nats [95 %] | minus the skip transcoder's, paired | CE recovered | KL "
+        "| FVU [95 %] | L0 | dead |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in _groups(rows):
         first = group[0]
         name = NAMES[first["kind"]]
         lines.append(
             f"| {name} | {first['k'] or '–'} | {first['recipe']} | {len(group)} "
-            f"| {_interval(*combined(group, 'excess_ce'), 4)} | {100 * _mean(group, 'ce_recovered'):.1f} % | {_mean(group, 'kl'):.4f} "
-            f"| {_interval(*combined(group, 'fvu'), 3)} | {_share(group, 'dead_fraction')} | {_share(group, 'max_firing_frequency')} |"
+            f"| {_interval(*combined(group, 'excess_ce'), 4)} | {_against_skip(found, group, rows)} "
+            f"| {100 * _mean(group, 'ce_recovered'):.1f} % | {_mean(group, 'kl'):.4f} | {_interval(*combined(group, 'fvu'), 3)} "
+            f"| {'–' if first['l0'] is None else format(_mean(group, 'l0'), '.1f')} | {_share(group, 'dead_fraction')} |"
         )
     return "\n".join(lines)
 
@@ -168,15 +199,18 @@ def _small(name: str) -> str:
     found = read(name)
     if found is None:
         return "Not measured."
+    skip = any(_against_skip(found, [row], found["rows"]) != "–" for row in found["rows"])
     lines = [
-        "| student | units | parameters | L0 | excess CE, nats [95 %] | FVU [95 %] | dead | busiest |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| student | units | parameters | L0 | excess CE, nats [95 %] |{SKIP if skip else ''} FVU [95 %] | dead | busiest |",
+        "|---|---|---|---|---|---|---|---|" + "---|" * skip,
     ]
     for row in found["rows"]:
+        difference = f"| {_against_skip(found, [row], found['rows'])} " if skip else ""
+        units = format(row["n_units"], ",") if row["n_units"] else "–"
         lines.append(
-            f"| {row['name']} | {row['n_units']:,} | {row['params'] / 1e6:.1f} M | {row['l0']:.1f} "
-            f"| {_interval(row['excess_ce'], row['excess_ce_ci95'], 4)} | {_interval(row['fvu'], row['fvu_ci95'], 3)} "
-            f"| {100 * row['dead_fraction']:.0f} % | {row['max_firing_frequency']:.2f} |"
+            f"| {row['name']} | {units} | {row['params'] / 1e6:.1f} M | {_number(row['l0'], '.1f')} "
+            f"| {_interval(row['excess_ce'], row['excess_ce_ci95'], 4)} {difference}| {_interval(row['fvu'], row['fvu_ci95'], 3)} "
+            f"| {_share([row], 'dead_fraction')} | {_number(row['max_firing_frequency'], '.2f')} |"
         )
     return "\n".join(lines)
 
@@ -279,6 +313,10 @@ def _built(row: Row) -> list[str]:
     cosine = found["jacobian"]["cosine"]
     effective, share = found["benefit"]["effective_units"], found["causality"]["identity"]["share_positive"]
     return [f"{effective:,.0f}", f"{100 * share:.0f} %", _interval(cosine["value"], cosine["ci95"], 3)]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _commands() -> str:
