@@ -17,7 +17,7 @@ from mxd.evals.svg import NAMES, Axis, Figure, log_axis, number
 
 DOCS = Path(__file__).parent.parent / "docs"
 FOLDER = DOCS / "results" / "studies"
-PLANE = DOCS / "img" / "routing-plane.svg"
+PLANES = DOCS / "img"
 KINDS = ("mxd", "mxd-pk", "mov", "cp-mumoe", "transcoder", "skip-transcoder", "topk-sae", "dense", "additive")
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5th percentile of Student's t with n − 1 degrees of freedom, by number of seeds n."""
@@ -52,9 +52,9 @@ def tables() -> dict[str, str]:
 
 
 def plots() -> dict[Path, str]:
-    """The plane of faithfulness against routing, with every MxD of every study on it."""
-    figure = _plane()
-    return {PLANE: figure.svg(standalone=True) + "\n"} if figure else {}
+    """The plane of faithfulness against routing, with every MxD on it: one for each number of tokens."""
+    figures = {PLANES / f"routing-plane-{name}.svg": _plane(name) for name in ("comparison", "routing")}
+    return {path: figure.svg(standalone=True) + "\n" for path, figure in figures.items() if figure}
 
 
 def combined(rows: Sequence[Row], key: str) -> tuple[float, tuple[float, float]]:
@@ -335,19 +335,21 @@ def _matter(routing: dict[str, Any]) -> bool:
     return bool(routing["experts_matter"]) and (best[0] or 0.0) > 0
 
 
-def _plane() -> Figure | None:
-    """Excess cross-entropy across, identity upwards; full marks where N_r, G_r and ID all exceed 0 with their intervals."""
-    # One layer, one number of tokens: arms of other studies saw fewer.
-    rows = [row for row in (read("comparison") or {"rows": []})["rows"] if row["hookpoint"] == "layers.8.mlp" and row["excess_ce"] > 0]
+def _plane(name: str) -> Figure | None:
+    """Excess cross-entropy across, identity upwards, of one study's students of layer 8; full marks where N_r, G_r and ID exceed 0."""
+    rows = [row for row in (read(name) or {"rows": []})["rows"] if row["hookpoint"] == "layers.8.mlp" and row["excess_ce"] > 0]
     points = [row for row in rows if row["routing"] and row["routing"]["id"]["value"] is not None]
     if not points:
         return None
-    figure = Figure(760, 430, "Faithfulness against routing", "Every MxD of the studies: excess cross-entropy against ID")
-    x = log_axis([row["excess_ce"] for row in points], 60, 720)
+    tokens = f"{rows[0]['tokens_trained'] / 1e6:.0f} M token-steps"
+    figure = Figure(760, 430, f"Faithfulness against routing, {tokens}", "Excess cross-entropy of every MxD against its ID")
+    x = log_axis([row["excess_ce"] for row in rows if row in points or row["k"] in (0, 32)], 60, 720)
     y = Axis(0, max(row["routing"]["id"]["value"] for row in points) * 1.1, 370, 40)
     figure.frame(x, y, "excess cross-entropy, nats (log)", "ID: loss of FVU when it no longer matters which expert fired")
     for top, kind in ((52, "dense"), (66, "skip-transcoder")):
-        own = [row["excess_ce"] for row in rows if row["kind"] == kind and row["recipe"] == "ours" and row["k"] in (0, 32)]
+        own = [
+            row["excess_ce"] for row in rows if row["kind"] == kind and row["recipe"] in ("ours", "ours+lr=4e-3") and row["k"] in (0, 32)
+        ]
         if own:
             at = x(statistics.mean(own))
             figure.line([(at, 40), (at, 370)], "line dash thin", kind)
@@ -355,6 +357,10 @@ def _plane() -> Figure | None:
     for row in points:
         kind = "mxd" if _matter(row["routing"]) else "dense"
         note = f"{row['recipe']}, K = {row['k']}, seed {row['seed']}: excess CE {number(row['excess_ce'])}"
-        figure.marker(x(row["excess_ce"]), y(row["routing"]["id"]["value"]), kind, note=note, size=4)
-    figure.text(720, 28, "full: N_r, G_r and ID all above 0 · hollow: not shown", anchor="end", css="soft")
+        at, height = x(row["excess_ce"]), y(row["routing"]["id"]["value"])
+        figure.marker(at, height, kind, note=note, size=4)
+        if len(points) < 10:
+            right = at < 480
+            figure.text(at + (8 if right else -8), height + 4, row["recipe"], anchor="start" if right else "end", css="soft")
+    figure.text(720, 28, f"{tokens} · full: N_r, G_r and ID all above 0 · hollow: not shown", anchor="end", css="soft")
     return figure

@@ -32,6 +32,8 @@ KEPT = (
     *("l0", "dead_fraction", "max_firing_frequency"),
 )
 """What is kept of a student's report."""
+ABOUT = ("host", "base_ce", "eval_tokens", "eval_sequences", "document_sequences", "split", "versions", "machine")
+"""What is kept of a report besides its students."""
 ROUTING = ("n_r", "g_r", "g_r_best", "id", "r_c", "fvu_null", "fvu_dense", "fvu_best_constant", "modulation_cv", "experts_matter")
 """What is kept of its routing."""
 
@@ -63,7 +65,10 @@ def run(config: StudyConfig, *, quiet: bool = False, say: Callable[[str], None] 
         evaluation = EvalConfig(split=wanted.split, sequences=config.sequences, parts=wanted.parts)
         report = pipeline.evaluate(_trained(train, quiet), evaluation, quiet=quiet)
         rows += [_row(student, report, train, evaluation) for student in report["students"]]
-        about |= {key: report[key] for key in ("host", "base_ce", "eval_tokens", "eval_sequences", "document_sequences", "split", "versions", "machine")}
+        about |= {
+            key: report[key]
+            for key in ("host", "base_ce", "eval_tokens", "eval_sequences", "document_sequences", "split", "versions", "machine")
+        }
         finished = number == len(wanted.runs)
         # A table that was whole stays until there is a whole one again.
         if finished or not _is_finished(path):
