@@ -58,7 +58,7 @@ LAWS: dict[str, str] = {
     r"host": r"sites|assets|blocks|decoding|devices|products|fingerprints",
     r"ahead": r"$^",
     r"harvest": r"text|host",
-    r"shards": r"harvest",
+    r"shards|shuffle": r"harvest",
     r"cache": r"checkpoint|harvest|shards|sites",
     r"feed": r"ahead|cache|harvest|host|sites|sources|text",
     r"edits": r"checkpoint|layers/.*",

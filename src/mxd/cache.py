@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -45,6 +45,17 @@ class Stored(NamedTuple):
     """Activations on training text, in the order of the text."""
     validation: list[Shard]
     """Activations on validation text; empty where there was none."""
+
+
+class Read(NamedTuple):
+    """Rows of a shard that the host read at once."""
+
+    number: int
+    """From 0 on, over all shards."""
+    start: int
+    """First row in its shard."""
+    tokens: int
+    """How many rows."""
 
 
 class Cache:
@@ -149,28 +160,49 @@ class Cache:
             for shard in (stored.weights, *stored.train, *stored.validation):
                 check_size(self.path, shard)
 
-    def batches(self, hookpoints: Sequence[str], tokens: int, *, pinned: bool = False) -> Iterator[dict[str, Batch]]:
+    def batches(
+        self, hookpoints: Sequence[str], tokens: int, *, pinned: bool = False, wanted: Callable[[int], bool] | None = None
+    ) -> Iterator[dict[str, Batch]]:
         """The first `tokens` training tokens in the order of the text, in the batches in which the host read them (the last is a whole one
         too): what `harvest.read_blocks` gives, on the CPU. Lazy; the checksum of a shard is checked before its first row is given.
+
+        Args:
+            hookpoints: MLPs to read.
+            tokens: training tokens to read.
+            pinned: put them into page-locked memory.
+            wanted: says of a batch, by its number, whether to read it; default: all. A shard of which none is wanted is not opened.
 
         Raises:
             RunError: a shard is missing, truncated or changed.
         """
         widths = {hookpoint: self._widths(hookpoint) for hookpoint in hookpoints}
-        done = 0
-        for row in zip(*(self._hookpoints[hookpoint].train for hookpoint in hookpoints), strict=True):
-            if done >= tokens:
-                return
+        for shard, reads in self._reads(tokens):
+            chosen = [read for read in reads if wanted is None or wanted(read.number)]
+            if not chosen:
+                continue
             with contextlib.ExitStack() as files:
-                readers = {
-                    h: files.enter_context(ShardReader(self.path, shard, widths[h])) for h, shard in zip(hookpoints, row, strict=True)
-                }
-                for start in range(0, row[0].tokens, self.tokens_per_read):
-                    if done >= tokens:
-                        return
-                    n = min(self.tokens_per_read, row[0].tokens - start)
-                    yield {hookpoint: reader.rows(start, n, pinned=pinned) for hookpoint, reader in readers.items()}
-                    done += n
+                readers = {h: files.enter_context(ShardReader(self.path, self._hookpoints[h].train[shard], widths[h])) for h in hookpoints}
+                for read in chosen:
+                    yield {h: reader.rows(read.start, read.tokens, pinned=pinned) for h, reader in readers.items()}
+
+    def lengths(self, tokens: int) -> Iterator[int]:
+        """Tokens of every batch that `batches` gives."""
+        return (read.tokens for _, reads in self._reads(tokens) for read in reads)
+
+    def _reads(self, tokens: int) -> Iterator[tuple[int, list[Read]]]:
+        """By shard, its batches among the first `tokens` tokens; the division into shards is the same for every hookpoint."""
+        done, number = 0, 0
+        for index, shard in enumerate(next(iter(self._hookpoints.values())).train):
+            reads: list[Read] = []
+            for start in range(0, shard.tokens, self.tokens_per_read):
+                if done >= tokens:
+                    break
+                n = min(self.tokens_per_read, shard.tokens - start)
+                reads.append(Read(number, start, n))
+                done, number = done + n, number + 1
+            if not reads:
+                return
+            yield index, reads
 
     def validation(self, hookpoints: Sequence[str]) -> dict[str, Batch] | None:
         """All cached validation tokens, as one batch per hookpoint; None where there was no validation text."""

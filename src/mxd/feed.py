@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -29,6 +29,13 @@ PROBE_TOKENS = 4096
 """Validation tokens on which the routing is measured while training."""
 
 Batches = Generator[dict[str, Batch]]
+Wanted = Callable[[int], bool]
+"""Says of a read, by its number from 0 on, whether it is wanted."""
+
+
+def every(number: int) -> bool:
+    """Wants every read."""
+    return True
 
 
 class Feed(Protocol):
@@ -64,8 +71,12 @@ class Feed(Protocol):
         """Activations on a little validation text, by hookpoint; None where there is none."""
         ...
 
-    def batches(self) -> Batches:
-        """The training activations in the order of the text, by hookpoint; to be closed."""
+    def lengths(self) -> Iterator[int]:
+        """Tokens of every read of the training text, in order, found without the activations."""
+        ...
+
+    def batches(self, wanted: Wanted = every) -> Batches:
+        """The wanted reads of the training activations in the order of the text, by hookpoint; to be closed."""
         ...
 
 
@@ -82,7 +93,7 @@ class HostFeed:
         self.host = Host.load(config.host, revision=config.revision, device=config.device, dtype=config.dtype)
         self.device = self.host.device
         self.sites = _different([self.host.site(key) for key in config.layers], config.layers)
-        self._blocks: Iterable[TokenBlock] = ()
+        self._blocks: Callable[[], Iterable[TokenBlock]] = tuple
         self._probe: TokenBlock | None = None
 
     def prepare(self) -> None:
@@ -104,8 +115,12 @@ class HostFeed:
         """Tokens that `held_out` will hold."""
         return self._probe.ids.numel() if self._probe else 0
 
-    def batches(self) -> Batches:
-        read = read_blocks(self.host, self._blocks, self._hookpoints)
+    def lengths(self) -> Iterator[int]:
+        return (block.ids.numel() for block in self._blocks())
+
+    def batches(self, wanted: Wanted = every) -> Batches:
+        blocks = (block for number, block in enumerate(self._blocks()) if wanted(number))
+        read = read_blocks(self.host, blocks, self._hookpoints)
         if self.device.type == "cuda":
             # The CPU only drives the GPU here. Where the host itself runs on the CPU, it and the students need the same cores: reading
             # ahead would make both slower and nobody faster.
@@ -154,9 +169,12 @@ class CacheFeed:
         found = self._cache.validation(self._hookpoints)
         return {hookpoint: batch.to(self.device) for hookpoint, batch in found.items()} if found else None
 
-    def batches(self) -> Batches:
+    def lengths(self) -> Iterator[int]:
+        return self._cache.lengths(self._config.tokens)
+
+    def batches(self, wanted: Wanted = every) -> Batches:
         on_gpu = self.device.type == "cuda"
-        read = self._cache.batches(self._hookpoints, self._config.tokens, pinned=on_gpu)
+        read = self._cache.batches(self._hookpoints, self._config.tokens, pinned=on_gpu, wanted=wanted)
         return _on(self.device, ahead(read, _depth(self._config)))
 
     @property
@@ -198,16 +216,19 @@ def _different(sites: list[MLPSite], layers: Sequence[str]) -> list[MLPSite]:
     return sites
 
 
-def _train_blocks(config: TrainConfig | HarvestConfig, corpus: Corpus, host: Host) -> Iterable[TokenBlock]:
-    """Blocks of training tokens; for texts that are at hand, made now, so that too little text is known at once."""
-    made = corpus.blocks(
-        host.tokenizer, "train", tokens_per_sequence=config.tokens_per_sequence, sequences_per_block=config.sequences_per_read
-    )
+def _train_blocks(config: TrainConfig | HarvestConfig, corpus: Corpus, host: Host) -> Callable[[], Iterable[TokenBlock]]:
+    """Makes the blocks of training tokens; for texts that are at hand, made now, so that too little text is known at once."""
     per_block = config.tokens_per_sequence * config.sequences_per_read
-    wanted = itertools.islice(made, -(-config.tokens // per_block))
+
+    def wanted() -> Iterator[TokenBlock]:
+        made = corpus.blocks(
+            host.tokenizer, "train", tokens_per_sequence=config.tokens_per_sequence, sequences_per_block=config.sequences_per_read
+        )
+        return itertools.islice(made, -(-config.tokens // per_block))
+
     if corpus.streamed:
         return wanted
-    blocks = list(wanted)
+    blocks = list(wanted())
     found = sum(block.ids.numel() for block in blocks)
     if found < config.tokens:
         raise TextError(
@@ -216,7 +237,7 @@ def _train_blocks(config: TrainConfig | HarvestConfig, corpus: Corpus, host: Hos
             got=f"{found:,} in {' '.join(config.text)}",
             next=f"lower --tokens (and raise --passes), or add to --text: {', '.join(CORPORA)}, or files of your own",
         )
-    return blocks
+    return lambda: blocks
 
 
 def _probe_block(config: TrainConfig | HarvestConfig, corpus: Corpus, host: Host) -> TokenBlock | None:

@@ -25,12 +25,13 @@ from .clock import Clock
 from .config import EvalConfig, HarvestConfig, TrainConfig
 from .evals import routing
 from .feed import Feed, HostFeed, open_feed, until
-from .harvest import Batch, shuffled
+from .harvest import Batch
 from .host import Host
 from .locks import only_writer
 from .plan import check, check_disk, check_harvest, check_space, op_settings, plan, settled, total_train_steps
 from .progress import Bar
 from .run_info import describe, made_with, plain, record
+from .shuffle import shuffled
 from .text import Corpus
 from .tracking import Metrics
 from .train import SAMPLE_TOKENS, Student, StudentSpec

@@ -15,11 +15,12 @@ import torch
 
 from ..ahead import ahead
 from ..errors import MxdError
-from ..harvest import Batch, read_blocks, shuffled
+from ..harvest import Batch, read_blocks
 from ..host import Host
 from ..layers import Sizes
 from ..ops.settings import using
 from ..recipes import PAPER
+from ..shuffle import shuffled
 from ..text import TokenBlock
 from ..train import SAMPLE_TOKENS, Student, StudentSpec
 from .rows import Row, row
