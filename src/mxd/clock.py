@@ -79,6 +79,11 @@ class DeviceTimer:
         self._marks.clear()
         return self._seconds
 
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self._marks.clear()
+        self._seconds = seconds
+
     @staticmethod
     def _mark() -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)

@@ -19,8 +19,9 @@ def norm_weighted(y_hat: Float[Tensor, "token d_out"], y: Float[Tensor, "token d
     """
     number, norms = torch.finfo(y.dtype), y.norm(dim=-1)
     each = (y - y_hat).square().sum(-1) / norms.clamp_min(number.tiny**0.5)
-    # In this order: a norm that is NaN stays one.
-    return torch.where(norms <= number.eps * norms.max(), 0.0, each).mean()
+    # In this order, and not where the largest norm is infinite: what is not a finite number has to show.
+    idle = (norms <= number.eps * norms.max()) & norms.max().isfinite()
+    return torch.where(idle, 0.0, each).mean()
 
 
 def squared(y_hat: Float[Tensor, "token d_out"], y: Float[Tensor, "token d_out"]) -> Float[Tensor, ""]:

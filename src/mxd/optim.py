@@ -38,6 +38,10 @@ class AdamInBackward:
         for hook in self._hooks:
             hook.remove()
 
+    def state(self) -> dict[Tensor, dict[str, Tensor]]:
+        """What each parameter's Adam has gathered so far; empty for one that was never stepped."""
+        return {parameter: dict(adam.state[parameter]) for parameter, adam in self.adams.items()}
+
     def update(self, parameter: Tensor) -> None:
         """One step of `parameter`, whose gradient is then forgotten."""
         adam = self.adams[parameter]

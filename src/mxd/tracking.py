@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,16 @@ class FiringCounts:
         self.recent.mul_(self._decay).add_(fired / tokens, alpha=1 - self._decay)
         self._weight = self._decay * self._weight + (1 - self._decay)
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """All that is counted, as tensors and numbers."""
+        return {name: getattr(self, name) for name in ("total", "recent", "silent")}, {"tokens": self.tokens, "weight": self._weight}
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
+        """Go on from what `state` gave."""
+        for name in ("total", "recent", "silent"):
+            getattr(self, name).copy_(tensors[name])
+        self.tokens, self._weight = int(numbers["tokens"]), numbers["weight"]
+
     @property
     def frequency(self) -> Tensor:
         """Recent share of tokens on which each unit fires, float32 [n_units]; bias of the running average corrected."""
@@ -59,10 +71,18 @@ class FiringCounts:
 
 
 class Metrics:
-    """The run's metrics.jsonl: one JSON object a line, flushed as written; numbers that are not finite become null."""
+    """The run's metrics.jsonl: one JSON object a line, flushed as written; numbers that are not finite become null.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        keep: which rows of a file that is there stay; default: none. Lines that a crash cut short do not.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        kept = [row for row in _rows(path) if keep(row)] if keep else []
         self._file = path.open("w", encoding="utf-8")
+        for row in kept:
+            self.write(row)
 
     def write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
@@ -70,6 +90,14 @@ class Metrics:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def _finite(value: Any) -> Any:

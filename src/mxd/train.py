@@ -154,8 +154,7 @@ class Student:
         start_output_bias(layer, y)
         if recipe.encoder != "fresh" and hasattr(layer, "encoder") and host is not None:
             copy_host_encoder(layer, host.E, host.b_E, host.E_gate, host.b_gate)
-            if recipe.encoder == "host-frozen":
-                layer.get_submodule("encoder").requires_grad_(False)
+            self._freeze()
         if recipe.centre:
             centre_gate(layer, inputs)
         if recipe.positive_c and isinstance(layer, MODULATED):
@@ -197,6 +196,45 @@ class Student:
         self.steps += 1
         self.tokens += len(batch.y)
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that going on needs, bit for bit: tensors (on the student's device) and numbers. To be read between two steps."""
+        assert self._adam is not None
+        counted, counts = self.counts.state()
+        tensors = {
+            **{f"layer.{name}": tensor for name, tensor in self.layer.state_dict().items()},
+            **{f"counts.{name}": tensor for name, tensor in counted.items()},
+            **{f"own.{name}": getattr(self, f"_{name}") for name in ("loss", "broken", "dead")},
+            "generator": self.generator.get_state(),
+        }
+        gathered = self._adam.state() | (dict(self._muon.state) if self._muon else {})
+        for name, parameter in self.layer.named_parameters():
+            tensors |= {f"optimiser.{name}.{key}": tensor for key, tensor in gathered.get(parameter, {}).items()}
+        numbers = {name: getattr(self, name) for name in ("steps", "tokens", "stopped", "seconds")}
+        return tensors, {**numbers, "score_scale": self._score_scale, "counts": counts}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave; instead of `start`.
+
+        Raises:
+            KeyError, RuntimeError: it is not this student's.
+        """
+        of = _under(tensors)
+        self.layer.load_state_dict(of["layer"])
+        self._freeze()
+        self._make_optimisers()
+        assert self._adam is not None
+        self.generator.set_state(tensors["generator"].cpu())
+        self.counts.restore(of["counts"], numbers["counts"])
+        self._loss, self._broken, self._dead = (of["own"][name].to(self._loss.device) for name in ("loss", "broken", "dead"))
+        self.steps, self.tokens, self.stopped = numbers["steps"], numbers["tokens"], numbers["stopped"]
+        self._timer.seconds, self._score_scale = numbers["seconds"], numbers["score_scale"]
+        gathered = _under(of.get("optimiser", {}), last=True)
+        for name, parameter in self.layer.named_parameters():
+            optimiser = self._adam.adams.get(parameter, self._muon)
+            if optimiser is not None and name in gathered:
+                optimiser.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in gathered[name].items()}
+
     def _looks(self) -> bool:
         """Whether this step may wait for the device."""
         return self._loss.device.type == "cpu" or self.steps % LOOK_EVERY_STEPS == 0
@@ -234,6 +272,10 @@ class Student:
             return None
         k = self.layer.k
         return int(torch.randint(max(1, k // 2), k + k // 2 + 1, (), generator=self.generator))
+
+    def _freeze(self) -> None:
+        if self.spec.recipe.encoder == "host-frozen" and hasattr(self.layer, "encoder"):
+            self.layer.get_submodule("encoder").requires_grad_(False)
 
     def _make_optimisers(self) -> None:
         """Adam for every parameter, or Muon for the dense matrices and Adam for the rest."""
@@ -292,6 +334,7 @@ def train(
     probe: Callable[[Student], dict[str, Any]] | None = None,
     probe_every_steps: int = 0,
     on_step: Callable[[int, list[Student]], None] | None = None,
+    first_step: int = 1,
 ) -> None:
     """Give every batch of the stream to every student that is still running.
 
@@ -303,10 +346,10 @@ def train(
         probe: measures a student on held-out activations; its figures go to the metrics under ``probe``.
         probe_every_steps: steps between two probes; 0 for none.
         on_step: called after each step with the number of steps done, for progress.
+        first_step: number of the first step of the stream.
     """
     began = time.perf_counter()
-    step = 0
-    for step, batches in enumerate(stream, 1):
+    for step, batches in enumerate(stream, first_step):
         running = [s for s in students if s.stopped is None]
         if not running:
             break
@@ -320,6 +363,16 @@ def train(
                 metrics.write({"step": step, "tokens": student.tokens, "student": student.name, "probe": probe(student)})
         if on_step is not None:
             on_step(step, students)
+
+
+def _under(tensors: Mapping[str, Tensor], *, last: bool = False) -> dict[str, dict[str, Tensor]]:
+    """Tensors whose names have a dot, by what stands before the first (or the last)."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        head, dot, tail = name.rpartition(".") if last else name.partition(".")
+        if dot:
+            found.setdefault(head, {})[tail] = tensor
+    return found
 
 
 def _row(student: Student, step: int, seconds: float) -> dict[str, Any]:

@@ -130,3 +130,12 @@ def test_ties_still_give_k_different_units(precision: str, k: int) -> None:
         values, indices = topk_gate(x, row.expand(8, 8).clone(), torch.zeros(8), k)
     assert all(len(set(chosen)) == k for chosen in indices.tolist())
     assert (values > 0).all() and torch.equal(values, values[:, :1].expand(5, k))
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 1e30])
+@pytest.mark.parametrize("loss", [norm_weighted, squared])
+def test_an_output_that_is_not_finite_shows_in_the_loss(loss: Callable[[Tensor, Tensor], Tensor], value: float) -> None:
+    """1e30 has no finite square in float32: an overflow is no perfect fit either."""
+    y = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    y[3, 2] = value
+    assert not loss(torch.zeros_like(y), y).isfinite()
