@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mxd import checkpoint
-from mxd.checkpoint import Run, RunWriter, StudentRecord, check_writable, load, save_layer, write_atomic
+from mxd import checkpoint, run_writer
+from mxd.checkpoint import Run, StudentRecord, load, save_layer, write_atomic
 from mxd.errors import RunError
 from mxd.layers import LAYERS, Edited, Sizes, SparseLayer, build
+from mxd.run_writer import RunWriter, check_writable
 
 SIZES = Sizes(d_in=6, d_out=6, n_units=16, k=3, d_hidden=8, activation="silu", glu=True)
 
@@ -166,14 +167,14 @@ def test_a_run_with_students_is_not_overwritten_unless_told(finished: bool, tmp_
 
 def test_a_disk_that_fills_while_saving_costs_only_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [build("mxd", SIZES), build("transcoder", SIZES)]
-    real = checkpoint.save_layer
+    real = run_writer.save_layer
 
     def save(folder: Path, layer: SparseLayer, about: StudentRecord | None = None) -> None:
         if layer is layers[1]:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(folder, layer, about)
 
-    monkeypatch.setattr(checkpoint, "save_layer", save)
+    monkeypatch.setattr(run_writer, "save_layer", save)
     writer = RunWriter(tmp_path / "run", overwrite=False)
     records = [record(layers[0]), record(layers[1], "transcoder-k3")]
     with pytest.raises(OSError, match="No space"):

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import mxd
-from mxd import cli, pipeline, recipes, sources
+from mxd import cli, pipeline, recipes, sources, training
+from mxd.checkpoint import Run
 from mxd.config import TrainConfig
 from mxd.errors import AssetError, ConfigError, RunError
 from mxd.options import OPTIONS, EvalOptions, narrowed
@@ -150,7 +151,8 @@ def test_the_options_are_these() -> None:
     training = """
         out host revision device dtype text text_column tokens_per_sequence layers kinds k budget sizes recipe tokens passes tokens_per_step
         buffer_tokens sequences_per_read lr warmup_steps schedule loss random_k seed log_every_steps probe_every_steps overwrite activations
-        aux_weight aux_k dead_after_tokens precision gate scores_mib recompute deterministic
+        aux_weight aux_k dead_after_tokens precision gate scores_mib recompute deterministic save_every_minutes save_every_tokens keep_state
+        resume
     """
     assert set(TrainConfig.__dataclass_fields__) == set(training.split())
 
@@ -434,23 +436,31 @@ def test_ctrl_c(mxd_, monkeypatch: pytest.MonkeyPatch, stop: KeyboardInterrupt, 
 
 
 def test_ctrl_c_in_training_saves_what_there_is(mxd_, host: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = pipeline.Student.step
+    step = training.Student.step
 
-    def interrupted(self: pipeline.Student, batch: object) -> None:
+    def interrupted(self: training.Student, batch: object) -> None:
         if self.steps == 3:
             raise KeyboardInterrupt
         step(self, batch)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(pipeline.Student, "step", interrupted)
+    monkeypatch.setattr(training.Student, "step", interrupted)
     out = tmp_path / "run"
     said = mxd_("train", "--out", out, "--host", host, "--text", texts, "--kinds", "mxd", "--tokens", 4096, *SMALL)
     assert said.code == 130
     assert "stopped at step 3 of 16" in said.err
-    assert f"next: mxd eval {out}" in said.err
+    assert f"next: mxd train --resume {out}, or mxd eval {out}" in said.err
     monkeypatch.undo()
     shown = mxd_("info", out)
     assert "interrupted" in shown.out
     assert "mxd-k4" in shown.out
+    assert mxd_("train", "--resume", out).code == 0
+    # What stands on the command line counts, also where it is the default of a new run.
+    kinds = TrainConfig.kinds
+    assert mxd_("train", f"--resume={out}", "--kinds", *kinds).code == 0
+    assert Run.open(out).info["config"]["kinds"] == list(kinds)
+    assert "expected --lr None" in one_error_line(mxd_("train", "--resume", out, "--lr", 0.1))
+    assert "is not a run folder" in one_error_line(mxd_("train", "--resume", tmp_path / "none"))
+    assert "name different folders" in one_error_line(mxd_("train", "--resume", out, "--out", tmp_path / "other"))
 
 
 def test_output_that_nobody_reads_is_no_failure(trained: Path) -> None:

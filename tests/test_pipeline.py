@@ -181,15 +181,15 @@ def test_interrupting_saves_what_there_is_and_says_how_to_go_on(
 
     monkeypatch.setattr(Student, "step", interrupted)
     config = replace(small, out=tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 5 of 16; .*next: mxd eval .*--overwrite"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 5 of 16; .*next: mxd train --resume .*run, or mxd eval"):
         train(config, quiet=True)
     run = Run.open(tmp_path / "run")
     assert not run.info["finished"] and [s.steps for s in run.students] == [5, 5]
     assert run.load("mxd-k2").n_units > 0
     monkeypatch.undo()
     with pytest.raises(RunError, match="interrupted run"):
-        train(config, quiet=True)
-    assert train(replace(config, overwrite=True), quiet=True).info["finished"]
+        train(replace(config, lr=1e-3), quiet=True)
+    assert train(replace(config, lr=1e-3, overwrite=True), quiet=True).info["finished"]
 
 
 def test_interrupting_before_the_first_step_leaves_nothing(small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

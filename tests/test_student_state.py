@@ -48,6 +48,11 @@ def through_a_file(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return load(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
+def spec_of(kind: str, name: str, options: dict[str, Any]) -> StudentSpec:
+    own: dict[str, Any] = {"sizes": SIZES, "recipe": recipe(name, kind), **options}
+    return StudentSpec("s", "layers.0.mlp", kind, **own)
+
+
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     *((kind, "ours", {}) for kind in KINDS),
     ("mxd", "paper", {}),
@@ -62,7 +67,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("kind", "name", "options"), CASES)
 def test_the_rest_of_the_steps_gives_the_same_bits(kind: str, name: str, options: dict[str, Any]) -> None:
-    spec = StudentSpec("s", "layers.0.mlp", kind, **{"sizes": SIZES, "recipe": recipe(name, kind), **options})
+    spec = spec_of(kind, name, options)
     whole = student(spec, BEFORE + BEHIND)
     tensors, numbers = student(spec, BEFORE).state()
     again = student(replace(spec), 0, start=False)
@@ -89,7 +94,7 @@ def test_the_rest_of_the_steps_gives_the_same_bits(kind: str, name: str, options
 )
 def test_no_part_of_the_state_is_idle(left_out: str, kind: str, name: str, options: dict[str, Any]) -> None:
     """With a part put back to what a new student has, the bits differ: the test above would notice if it were not kept."""
-    spec = StudentSpec("s", "layers.0.mlp", kind, **{"sizes": SIZES, "recipe": recipe(name, kind), **options})
+    spec = spec_of(kind, name, options)
     whole = student(spec, BEFORE + BEHIND)
     tensors, numbers = student(spec, BEFORE).state()
     fresh, _ = student(spec, 0).state()

@@ -14,7 +14,7 @@ from mxd import config, pipeline, recipes, studies, study
 from mxd.cli import main, parse
 from mxd.config import EvalConfig, StudyConfig, TrainConfig
 from mxd.errors import ConfigError
-from mxd.plan import check, total_train_steps
+from mxd.plan import check, train_steps
 from mxd.studies import STUDIES, Study
 
 from .small import save_host, save_texts
@@ -155,7 +155,7 @@ def test_every_study_is_a_runnable_configuration() -> None:
             check(run)
             assert parse("train", shlex.split(study.command(run))[2:]) == run
             for recipe in (recipe for kind in run.kinds for recipe in recipes.chosen(run, kind)):
-                assert 10 * recipe.warmup_steps <= total_train_steps(run), f"{name}: {recipe.name} would only warm up"
+                assert 10 * recipe.warmup_steps <= train_steps(run.tokens, run), f"{name}: {recipe.name} would only warm up"
     assert studies.COMPARISON_TOKENS >= 1_000_000
     for help_page in (cli_docs(), (StudyConfig.__doc__ or "") + Path(config.__file__).read_text(encoding="utf-8")):
         assert all(name in help_page for name in STUDIES), "every study is named in the help"

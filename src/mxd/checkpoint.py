@@ -11,11 +11,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +95,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush to disk which files are in a folder, where the system knows how."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -223,7 +234,8 @@ class Run:
         except (KeyError, TypeError) as error:
             raise RunError(f"{path / 'run.json'} is damaged", expected="a list of students", got=str(error)) from None
         if not students:
-            raise RunError(f"{path} holds no student yet", expected="a run that got as far as saving", next="mxd train --out " + str(path))
+            how = "--resume" if (path / "state").is_dir() else "--out"
+            raise RunError(f"{path} holds no student yet", expected="a run that got as far as saving", next=f"mxd train {how} {path}")
         return cls(path, info, students)
 
     def student(self, name: str) -> StudentRecord:
@@ -276,69 +288,3 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SparseLayer:
         return load_layer(inside[0], device)
     options = ", ".join(str(p) for p in inside) if inside else "runs/NAME/STUDENT"
     raise RunError(f"{path} holds {len(inside)} layers", expected=f"a folder with one: {options}", next=f"mxd info {path.parent}")
-
-
-class RunWriter:
-    """A run folder being written. The old one of that name, if it may be replaced, goes only when the new one is whole."""
-
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
-        self.path = path
-        check_writable(path, overwrite=overwrite)
-        self._old: Path | None = None
-        self._keep = False
-        if path.exists() and any(path.iterdir()):
-            self._old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
-            os.replace(path, self._old)
-        path.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def replaces(self) -> bool:
-        """Whether an older run waits to be dropped, or to be put back."""
-        return self._old is not None
-
-    def write_info(self, info: dict[str, Any]) -> None:
-        """Write run.json."""
-        write_json(self.path / "run.json", {"format_version": FORMAT_VERSION, **info})
-
-    def save(self, layers: list[SparseLayer], records: list[StudentRecord], info: dict[str, Any], *, finished: bool) -> None:
-        """Write every student's folder and list each in run.json as soon as it is there, so that a full disk costs only the rest."""
-        saved: list[dict[str, Any]] = []
-        for number, (layer, record) in enumerate(zip(layers, records, strict=True), 1):
-            save_layer(self.path / record.folder, layer, record)
-            saved.append(dataclasses.asdict(record))
-            self._keep = True
-            self.write_info({**info, "students": saved, "finished": finished and number == len(layers)})
-
-    def finish(self) -> None:
-        """The new run is whole: drop the one it replaces."""
-        self._keep = True
-        if self._old is not None:
-            shutil.rmtree(self._old)
-            self._old = None
-
-    def abandon(self) -> None:
-        """Something went wrong: put back the run that was there; without one, keep what was saved, if anything was."""
-        if self._old is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.replace(self._old, self.path)
-            self._old = None
-        elif not self._keep:
-            shutil.rmtree(self.path, ignore_errors=True)
-
-
-def check_writable(path: Path, *, overwrite: bool) -> None:
-    """Raise `RunError` if `path` holds a run that would be lost, or something that is not a run."""
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise RunError(f"{path} is a file", expected="a folder for the run", next="choose another --out")
-    if not any(path.iterdir()):
-        return
-    if not (path / "run.json").is_file():
-        raise RunError(f"{path} is not empty and not a run folder", expected="a new or empty folder", next="choose another --out")
-    info = read_json(path / "run.json")
-    if not overwrite and isinstance(info, dict) and info.get("students"):
-        state = "finished" if info.get("finished") else "interrupted"
-        raise RunError(
-            f"{path} holds a {state} run", expected="a folder without one", next="choose another --out, or add --overwrite to replace it"
-        )

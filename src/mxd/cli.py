@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import io
 import logging
 import os
 import sys
@@ -18,8 +17,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import tyro
 
 from ._version import __version__
 from .config import BenchConfig, EditConfig, EvalConfig, GenerateConfig, HarvestConfig, StudyConfig, TrainConfig
@@ -36,7 +33,9 @@ from .options import (
     InfoOptions,
     ReportOptions,
     StudyOptions,
+    given,
     narrowed,
+    parse,
 )
 
 if TYPE_CHECKING:
@@ -275,39 +274,14 @@ def _time_split(run: Run, training: float, evaluation: float) -> dict[str, float
     return {**split, "evaluation": evaluation}
 
 
-def parse(verb: str, args: Sequence[str]) -> Any:
-    """The options of a verb.
+def _defaults(verb: str, args: Sequence[str]) -> Any:
+    """What holds where the command line says nothing else, if that is not the ordinary: the options of the run that is gone on with."""
+    path = given(args, "--resume") if verb == "train" else None
+    if path is None:
+        return None
+    from .course import options_of
 
-    Raises:
-        ConfigError: whatever does not fit, on one line, with the nearest option.
-        SystemExit: after ``--help``.
-    """
-    options = OPTIONS[verb]
-    known = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(options)] + ["--help"]
-    for token in args:
-        name = token.split("=", 1)[0].replace("_", "-")
-        if name.startswith("--") and name not in known:
-            raise ConfigError(f"unknown option of mxd {verb}", expected=nearest(name, known), got=name, next=f"mxd {verb} --help")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(options, prog=f"mxd {verb}", args=list(args), config=(tyro.conf.FlagCreatePairsOff,))
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            raise
-    raise ConfigError(_unboxed(said.getvalue()), next=f"mxd {verb} --help") from None
-
-
-def _unboxed(box: str) -> str:
-    """The message inside tyro's box, up to its first rule, on one line."""
-    rows: list[str] = []
-    for line in box.splitlines():
-        row = line.strip("│ ").strip()
-        if row.startswith("──"):
-            break
-        if row and not line.startswith(("╭", "╰")):
-            rows.append(row)
-    return " ".join(rows) or "the command line does not fit"
+    return options_of(Path(path))
 
 
 def overview() -> str:
@@ -336,7 +310,7 @@ def _dispatch(args: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"unknown verb {verb}", expected=nearest(verb, VERBS), next="mxd --help")
     try:
-        options = parse(verb, rest)
+        options = parse(verb, rest, _defaults(verb, rest))
     except SystemExit:
         return 0
     VERBS[verb](options)

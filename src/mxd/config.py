@@ -149,6 +149,16 @@ class TrainConfig:
     """Steps between two lines of metrics.jsonl per student."""
     probe_every_steps: int = 0
     """Steps between two measurements of the routing on validation text (0: twelve over the run)."""
+    save_every_minutes: float = 10.0
+    """Minutes between two states of the run, from which it goes on after whatever ended it (the last two are kept, of three times the
+    size of the weights); 0: none but by --save-every-tokens and when it is stopped."""
+    save_every_tokens: int | None = None
+    """Token-steps between two states of the run, beside --save-every-minutes."""
+    keep_state: bool = False
+    """Keep the last state when the run is finished, so that it can be prolonged (--resume RUN --tokens N)."""
+    resume: Path | None = None
+    """Run to go on with, all its options as they were; of an unfinished one the same command does so too. Options given beside it: more
+    --tokens prolong it (in a shuffle buffer and at learning rates of their own), more --kinds or --k of a finished one add students."""
     overwrite: bool = False
     """Replace a finished run in the same folder."""
 

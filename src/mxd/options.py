@@ -5,7 +5,10 @@ Every field is an option of the same name; its docstring is the help text.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from .config import BenchConfig, EditConfig, EvalConfig, GenerateConfig, HarvestConfig, StudyConfig, TrainConfig
+from .errors import ConfigError, nearest
 
 Config = TypeVar("Config")
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -130,3 +134,52 @@ def narrowed(options: Any, config: type[Config]) -> Config:
     """The configuration inside `options`, without what the command line adds to it."""
     names = [field.name for field in dataclasses.fields(config)]  # pyright: ignore[reportArgumentType]
     return config(**{name: getattr(options, name) for name in names})
+
+
+def parse(verb: str, args: Sequence[str], default: Any = None) -> Any:
+    """The options of a verb.
+
+    Args:
+        verb: a key of `OPTIONS`.
+        args: the command line behind it.
+        default: options that hold where `args` say nothing; by default those of the class.
+
+    Raises:
+        ConfigError: whatever does not fit, on one line, with the nearest option.
+        SystemExit: after ``--help``.
+    """
+    options = OPTIONS[verb]
+    known = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(options)] + ["--help"]
+    for token in args:
+        name = token.split("=", 1)[0].replace("_", "-")
+        if name.startswith("--") and name not in known:
+            raise ConfigError(f"unknown option of mxd {verb}", expected=nearest(name, known), got=name, next=f"mxd {verb} --help")
+    said = io.StringIO()
+    stated: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, prog=f"mxd {verb}", args=list(args), config=(tyro.conf.FlagCreatePairsOff,), **stated)
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+    raise ConfigError(_unboxed(said.getvalue()), next=f"mxd {verb} --help") from None
+
+
+def given(args: Sequence[str], name: str) -> str | None:
+    """The value of an option on a command line, as ``--name value`` or ``--name=value``; None where it is not there."""
+    for token, following in zip(args, (*args[1:], ""), strict=False):
+        if token == name or token.startswith(f"{name}="):
+            return token.partition("=")[2] or following
+    return None
+
+
+def _unboxed(box: str) -> str:
+    """The message inside tyro's box, up to its first rule, on one line."""
+    rows: list[str] = []
+    for line in box.splitlines():
+        row = line.strip("│ ").strip()
+        if row.startswith("──"):
+            break
+        if row and not line.startswith(("╭", "╰")):
+            rows.append(row)
+    return " ".join(rows) or "the command line does not fit"

@@ -97,7 +97,7 @@ def check(config: TrainConfig) -> None:
     positive = ("tokens", "passes", "tokens_per_step", "buffer_tokens", "sequences_per_read", "log_every_steps")
     for name in positive:
         _check_positive(name, getattr(config, name))
-    for name, least in (("aux_weight", 0), ("aux_k", 1), ("dead_after_tokens", 1)):
+    for name, least in (("save_every_minutes", 0), ("save_every_tokens", 1), ("aux_weight", 0), ("aux_k", 1), ("dead_after_tokens", 1)):
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}", got=str(value))
@@ -201,15 +201,16 @@ def op_settings(config: TrainConfig) -> dict[str, Any]:
     return wanted
 
 
-def total_train_steps(config: TrainConfig) -> int:
-    """Optimiser steps of a run: every token `passes` times, in whole steps."""
-    return config.tokens * config.passes // config.tokens_per_step
+def train_steps(tokens: int, config: TrainConfig) -> int:
+    """Optimiser steps that so many tokens come to: every token `passes` times, in whole steps."""
+    return tokens * config.passes // config.tokens_per_step
 
 
-def check_disk(out: Path, specs: list[StudentSpec]) -> None:
-    """Refuse before hours of work what the disk cannot hold."""
-    needed = 4 * sum(candidate(spec.kind, spec.sizes).budget() for spec in specs)
-    check_space(out, needed, what="this run", advice="lower --budget")
+def check_disk(out: Path, specs: list[StudentSpec], *, states: int = 0) -> None:
+    """Refuse before hours of work what the disk cannot hold: the weights, and the states kept while they are trained."""
+    weights = 4 * sum(candidate(spec.kind, spec.sizes).budget() for spec in specs)
+    advice = "lower --budget" + (", or --save-every-minutes 0" if states else "")
+    check_space(out, weights * (1 + 3 * states), what="this run", advice=advice)
 
 
 def check_space(out: Path, needed: int, *, what: str, advice: str, reclaimed: int = 0) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import pipeline
+from . import pipeline, resume
 from .cache import Cache
 from .checkpoint import Run, read_json, write_json
 from .config import EvalConfig, HarvestConfig, StudyConfig, TrainConfig
+from .course import FREE
 from .devices import find_device
 from .errors import ConfigError, MxdError
 from .evals.brief import brief
@@ -129,12 +130,13 @@ def _trained(config: TrainConfig, quiet: bool) -> Run:
     except MxdError:
         found = None
     if found is None or not found.info.get("finished"):
-        return pipeline.train(dataclasses.replace(config, overwrite=config.out.exists()), quiet=quiet)
+        goes_on = (config.out / resume.FOLDER).is_dir()
+        return pipeline.train(dataclasses.replace(config, overwrite=config.out.exists() and not goes_on), quiet=quiet)
     assert config.activations is not None
     cache = Cache.open(config.activations)
     asked = _as_json(settled(config, cache.info["config"]))
     made = found.info["config"]
-    different = [f"{name} {made.get(name)}" for name, value in asked.items() if name != "overwrite" and made.get(name) != value]
+    different = [f"{name} {made.get(name)}" for name, value in asked.items() if name not in FREE and made.get(name) != value]
     # A recipe's name can come to stand for other numbers, and a folder for another harvest.
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
     recipes = {kind: [defaults | recipe for recipe in own] for kind, own in found.info.get("recipes", {}).items()}

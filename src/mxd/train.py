@@ -112,6 +112,8 @@ class Student:
         self.steps = 0
         self.tokens = 0
         self._timer = DeviceTimer(torch.device(device))
+        self.in_step = False
+        """True in the middle of a step, and after an error there: only some of the weights are updated."""
         self.stopped: str | None = None
         self._loss = torch.full((), math.nan, device=device)
         self._broken = torch.zeros((), device=device)
@@ -172,8 +174,10 @@ class Student:
         Nothing here waits for a GPU: whether the loss is finite is read every `LOOK_EVERY_STEPS` steps there, and until then the
         optimisers leave the weights alone by themselves.
         """
+        self.in_step = True
         with self._timer:
             self._step(batch)
+        self.in_step = False
 
     def _step(self, batch: ActivationBatch) -> None:
         inputs = self.inputs(batch)
@@ -335,6 +339,7 @@ def train(
     probe_every_steps: int = 0,
     on_step: Callable[[int, list[Student]], None] | None = None,
     first_step: int = 1,
+    began: float | None = None,
 ) -> None:
     """Give every batch of the stream to every student that is still running.
 
@@ -347,8 +352,9 @@ def train(
         probe_every_steps: steps between two probes; 0 for none.
         on_step: called after each step with the number of steps done, for progress.
         first_step: number of the first step of the stream.
+        began: when training began, by `time.monotonic`, for the metrics; default: now.
     """
-    began = time.perf_counter()
+    began = time.monotonic() if began is None else began
     for step, batches in enumerate(stream, first_step):
         running = [s for s in students if s.stopped is None]
         if not running:
@@ -357,7 +363,7 @@ def train(
             student.step(batches[student.spec.hookpoint])
         if step % log_every_steps == 0 or step == 1:
             for student in running:
-                metrics.write(_row(student, step, time.perf_counter() - began))
+                metrics.write(_row(student, step, time.monotonic() - began))
         if probe is not None and probe_every_steps and (step % probe_every_steps == 0 or step == 1):
             for student in running:
                 metrics.write({"step": step, "tokens": student.tokens, "student": student.name, "probe": probe(student)})

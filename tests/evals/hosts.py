@@ -10,9 +10,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mxd.checkpoint import Run, RunWriter, StudentRecord
+from mxd.checkpoint import Run, StudentRecord
 from mxd.host import Host
 from mxd.layers import LAYERS, Sizes, SparseLayer, build
+from mxd.run_writer import RunWriter
 
 LENGTH = 16
 WORDS = [f"w{i}" for i in range(60)]

@@ -1,0 +1,182 @@
+"""What going on with a run needs, kept beside it while it trains: the state of every student, and how far the stream is.
+
+::
+
+    runs/NAME/state/STEP/state.json            step, numbers of every student, sha256 of every file, and of itself
+    runs/NAME/state/STEP/STUDENT.safetensors   weights, optimisers, counts, generator
+
+A state is written beside the others and renamed when it is whole, and the last two are kept. No pickles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from .checkpoint import read_json, sync_folder, write_atomic, write_json
+from .errors import RunError
+from .train import Student
+
+log = logging.getLogger("mxd")
+
+FORMAT_VERSION = 1
+"""Version of a state; a newer one is refused."""
+FOLDER = "state"
+KEPT = 2
+"""States kept: should the newest turn out damaged, there is the one before it."""
+NUMBERS_PER_PARAMETER = 3
+"""The parameter and the two averages of Adam: what a state holds."""
+
+
+class State(NamedTuple):
+    """A state, opened for reading: its files are those that were written."""
+
+    path: Path
+    step: int
+    """Steps done, by every student that was not stopped."""
+    numbers: dict[str, dict[str, Any]]
+    """By student."""
+    info: dict[str, Any]
+    """What the run keeps beside its students."""
+
+    def restore(self, student: Student) -> None:
+        """Put a student into the state that it had.
+
+        Raises:
+            RunError: the state holds none of that name, or another one.
+        """
+        path = self.path / _file(student.name)
+        if student.name not in self.numbers:
+            raise RunError(f"{self.path} holds no student {student.name}", expected=", ".join(self.numbers))
+        try:
+            student.restore(load_tensors(path.read_bytes()), self.numbers[student.name])
+        except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise RunError(f"{path} is not the state of this student", got=" ".join(str(error).split())[:200]) from None
+
+
+def save(run: Path, students: Sequence[Student], step: int, info: Mapping[str, Any]) -> Path:
+    """Write the state of all students as ``run/state/STEP``; older ones than the last two go. To be called between two steps.
+
+    Raises:
+        OSError: it could not be written; the states that were there are still there.
+    """
+    folder = run / FOLDER
+    beside = folder / f".writing-{os.getpid()}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        numbers: dict[str, Any] = {}
+        sums: dict[str, str] = {}
+        for student in students:
+            tensors, numbers[student.name] = student.state()
+            data = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+            sums[_file(student.name)] = hashlib.sha256(data).hexdigest()
+            write_atomic(beside / _file(student.name), data)
+        about = {"format_version": FORMAT_VERSION, "step": step, "students": numbers, "files": sums, "info": dict(info)}
+        write_json(beside / "state.json", about | {"sha256": _sum(about)})
+        target = folder / f"{step:09}"
+        if target.exists():  # of the run before this one was gone on with from further back
+            shutil.rmtree(target)
+        os.replace(beside, target)
+        sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    for old in _folders(run)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest(run: Path) -> State | None:
+    """The newest state that is whole, or None where there is none at all.
+
+    A damaged one is passed over, with a warning, where there is another.
+
+    Raises:
+        RunError: all are damaged, or one is of a newer format.
+    """
+    problems: list[RunError] = []
+    for path in _folders(run):
+        try:
+            found = _open(path)
+        except RunError as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            log.warning("%s; going on from %s", problem, path)
+        return found
+    if problems:
+        raise problems[0]
+    return None
+
+
+def drop(run: Path) -> None:
+    """Remove the states of a run that has no more use for them."""
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
+
+
+def drop_after(run: Path, step: int) -> None:
+    """Remove states of later steps than `step`: damaged ones that were passed over."""
+    for path in _folders(run):
+        if int(path.name) > step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _folders(run: Path) -> list[Path]:
+    """Folders of states, the newest first."""
+    folder = run / FOLDER
+    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def _open(path: Path) -> State:
+    about = read_json(path / "state.json")
+    with _damaged(path / "state.json"):
+        version = about["format_version"]
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise RunError(
+                f"{path} was written by a newer mxd",
+                expected=f"format version up to {FORMAT_VERSION}",
+                got=str(version),
+                next="pip install --upgrade mxd",
+            )
+        if about["sha256"] != _sum({key: value for key, value in about.items() if key != "sha256"}):
+            raise ValueError("a checksum that does not fit")
+        for name, expected in about["files"].items():
+            if name != Path(name).name:
+                raise ValueError(f"a file of the name {name}")
+            _check(path / name, expected)
+        return State(path, about["step"], about["students"], about["info"])
+
+
+def _check(path: Path, expected: str) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    if found != expected:
+        raise RunError(f"{path} is missing, truncated or was changed", expected=f"sha256 {expected[:12]}…", got=f"{found[:12]}…")
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is damaged", expected="what mxd train writes", got=str(error)) from None
+
+
+def _file(student: str) -> str:
+    return f"{student}.safetensors"
+
+
+def _sum(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
