@@ -58,6 +58,10 @@ class Study(NamedTuple):
 _SMALL = TrainConfig(tokens=SCREEN_TOKENS, layers=("8",))
 
 
+THREE_LANGUAGES = TrainConfig(tokens=2 * SCREEN_TOKENS, layers=("8",), text=("sotu", "wiki-en", "wiki-fr", "wiki-es"))
+"""Where a language is a question, every language was trained on."""
+
+
 def _run(name: str, base: TrainConfig = _SMALL, **changes: object) -> TrainConfig:
     return replace(base, out=Path(name), **changes)  # pyright: ignore[reportArgumentType]
 
@@ -121,12 +125,8 @@ STUDIES: dict[str, Study] = {
             "meaning",
             "Do single units mean something? Every part of the suite, every kind, on students that were trained on three languages.",
             (
-                _run(
-                    "three-languages",
-                    TrainConfig(tokens=2 * SCREEN_TOKENS, layers=("8",), text=("sotu", "wiki-en", "wiki-fr", "wiki-es")),
-                    kinds=(*SPARSE, "dense"),
-                    recipe=("ours", ROUTED, "host-encoder"),
-                ),
+                _run("every-kind", THREE_LANGUAGES, kinds=(*SPARSE, "dense"), recipe=("ours",)),
+                _run("every-mxd", THREE_LANGUAGES, kinds=("mxd", "dense"), recipe=(ROUTED, "host-encoder")),
             ),
             parts=PARTS,
         ),
