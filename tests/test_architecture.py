@@ -71,6 +71,7 @@ LAWS: dict[str, str] = {
     r"run_info": r"checkpoint|recipes|train",
     r"signals": r"$^",
     r"resume": r"checkpoint|train",
+    r"verify": r"cache|checkpoint|resume",
     r"run_writer": r"checkpoint|layers/.*",
     r"course": r"checkpoint|plan|resume|run_info|run_writer|train",
     r"pipeline|training": r"(?!cli|options|tables|lanes|study).*",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mxd import checkpoint, run_writer
-from mxd.checkpoint import Run, StudentRecord, load, save_layer, write_atomic
+from mxd.checkpoint import Run, StudentRecord, load, read_json, save_layer, write_atomic, write_sealed
 from mxd.errors import RunError
 from mxd.layers import LAYERS, Edited, Sizes, SparseLayer, build
 from mxd.run_writer import RunWriter, check_writable
@@ -138,9 +138,9 @@ def test_what_is_not_a_run_is_said(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_their_description_are_refused(tmp_path: Path) -> None:
     save_layer(tmp_path, build("mxd", SIZES))
-    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    cfg = read_json(tmp_path / "cfg.json")
     cfg["mxd"]["layer"]["n_units"] = 17
-    (tmp_path / "cfg.json").write_text(json.dumps(cfg))
+    write_sealed(tmp_path / "cfg.json", cfg)
     with pytest.raises(RunError, match=r"does not fit its cfg\.json"):
         load(tmp_path)
 

@@ -17,7 +17,7 @@ import pytest
 
 import mxd
 from mxd import cli, pipeline, recipes, sources, training
-from mxd.checkpoint import Run
+from mxd.checkpoint import Run, read_json, write_sealed
 from mxd.config import TrainConfig
 from mxd.errors import AssetError, ConfigError, RunError
 from mxd.options import OPTIONS, EvalOptions, narrowed
@@ -122,7 +122,7 @@ def test_every_verb_has_a_function_and_options() -> None:
     assert (
         list(cli.VERBS)
         == list(OPTIONS)
-        == ["demo", "harvest", "train", "eval", "report", "generate", "edit", "info", "fetch", "study", "bench"]
+        == ["demo", "harvest", "train", "eval", "report", "generate", "edit", "info", "verify", "fetch", "study", "bench"]
     )
 
 
@@ -145,6 +145,7 @@ def test_the_options_are_these() -> None:
         "edit": {"run", "student", "ablate", "scale", "add", "out", "overwrite"},
         "info": {"what", "revision"},
         "study": {"name", "out", "tokens", "sequences", "precision"},
+        "verify": {"what"},
         "fetch": {"names"},
         "bench": {"names", "out", "device", "threads", "runs", "quick", "host", "text"},
     }
@@ -357,8 +358,8 @@ def test_a_folder_that_is_no_run(mxd_, verb: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["eval", "report", "generate", "info"])
 def test_a_run_of_a_newer_format(mxd_, verb: str, run_copy: Path) -> None:
-    info = json.loads((run_copy / "run.json").read_text())
-    (run_copy / "run.json").write_text(json.dumps({**info, "format_version": 99}))
+    info = read_json(run_copy / "run.json")
+    write_sealed(run_copy / "run.json", {**info, "format_version": 99})
     line = one_error_line(mxd_(verb, run_copy))
     for word in ("newer", "expected", "got 99", "next:"):
         assert word in line

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from mxd import cache as cache_module
 from mxd import shards
 from mxd.cache import Cache, CacheWriter, check_writable, disk_bytes
+from mxd.checkpoint import read_json, write_sealed
 from mxd.errors import ConfigError, RunError
 from mxd.harvest import Batch
 from mxd.shards import FORMATS, Shard, ShardReader, ShardWriter, Widths
@@ -299,12 +300,12 @@ def test_a_shard_of_one_hookpoint_alone_is_not_kept(tmp_path: Path, monkeypatch:
 
 def change(path: Path, keys: list[str], value: Any) -> Path:
     """The folder, with one entry of its manifest set to something else."""
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = read_json(path / "manifest.json")
     at = manifest
     for key in keys[:-1]:
         at = at[int(key)] if isinstance(at, list) else at[key]
     at[int(keys[-1]) if isinstance(at, list) else keys[-1]] = value
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(path / "manifest.json", manifest)
     return path
 
 

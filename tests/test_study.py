@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mxd import config, pipeline, recipes, studies, study
+from mxd.checkpoint import read_json, write_sealed
 from mxd.cli import main, parse
 from mxd.config import EvalConfig, StudyConfig, TrainConfig
 from mxd.errors import ConfigError
@@ -108,9 +109,9 @@ def test_a_finished_run_of_another_configuration_is_never_replaced(tiny: Study, 
     with pytest.raises(ConfigError, match="recipes defined otherwise"):
         study.run(config, quiet=True, say=lambda _: None)
     monkeypatch.setitem(recipes.RECIPES["ours"], "transcoder", recipe)
-    about = json.loads(weights.read_text())
+    about = read_json(weights)
     about["activations"]["manifest_sha256"] = "0" * 64
-    weights.write_text(json.dumps(about))
+    write_sealed(weights, about)
     with pytest.raises(ConfigError, match="another harvest"):
         study.run(config, quiet=True, say=lambda _: None)
     weights.write_bytes(before)
@@ -139,12 +140,12 @@ def test_other_activations_in_its_folder_are_left_alone(tiny: Study, tmp_path: P
     config = StudyConfig(name="tiny", out=tmp_path / "out", sequences=6)
     study.run(config, quiet=True, say=lambda _: None)
     manifest = next((tmp_path / "out").glob("activations-*/manifest.json"))
-    about = json.loads(manifest.read_text())
+    about = read_json(manifest)
     about["config"]["seed"] = 7
-    manifest.write_text(json.dumps(about))
+    write_sealed(manifest, about)
     with pytest.raises(ConfigError, match=r"holds other activations.*got seed 7"):
         study.run(config, quiet=True, say=lambda _: None)
-    assert json.loads(manifest.read_text()) == about
+    assert read_json(manifest) == about
 
 
 def test_every_study_is_a_runnable_configuration() -> None:

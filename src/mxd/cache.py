@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from .checkpoint import read_json, write_atomic, write_json
+from .checkpoint import read_json, write_atomic, write_sealed
 from .errors import ConfigError, RunError
 from .harvest import Batch
 from .shards import FORMATS, MEND, Shard, ShardReader, ShardWriter, Widths, check_size
@@ -159,6 +159,13 @@ class Cache:
             stored = self._hookpoints[hookpoint]
             for shard in (stored.weights, *stored.train, *stored.validation):
                 check_size(self.path, shard)
+
+    def checks(self) -> Iterator[tuple[Path, Callable[[], Any]]]:
+        """Every file beside the manifest, and what raises `RunError` if it is not what was written."""
+        for hookpoint, stored in self._hookpoints.items():
+            yield self.path / stored.weights.file, lambda hookpoint=hookpoint: self.weights(hookpoint)
+            for shard in (*stored.train, *stored.validation):
+                yield self.path / shard.file, lambda s=shard, h=hookpoint: ShardReader(self.path, s, self._widths(h)).__exit__()
 
     def batches(
         self, hookpoints: Sequence[str], tokens: int, *, pinned: bool = False, wanted: Callable[[int], bool] | None = None
@@ -336,7 +343,7 @@ class CacheWriter:
 
     def _write_manifest(self, *, finished: bool) -> None:
         head = {"format_version": FORMAT_VERSION, "what": WHAT, "finished": finished, "tokens": self.kept, "dtype": self._store}
-        write_json(self.path / MANIFEST, {**head, "split": "train", **self._info, "hookpoints": self._entries})
+        write_sealed(self.path / MANIFEST, {**head, "split": "train", **self._info, "hookpoints": self._entries})
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from .layers import Edited, SparseLayer, from_description
 
 FORMAT_VERSION = 1
 """Version of the run folder; a newer one is refused."""
+MEND = "copy the run folder again, whole, or train again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -108,23 +110,52 @@ def sync_folder(path: Path) -> None:
             os.close(handle)
 
 
+SEAL = "sha256"
+"""Key of a JSON file under which the checksum of all the rest of it stands."""
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically; numbers that are not finite are refused."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """As `write_json`, with a checksum of the rest under `SEAL`, by which `read_json` knows a file that was changed."""
+    write_atomic(path, sealed(value))
+
+
+def sealed(value: Mapping[str, Any]) -> str:
+    """What `write_sealed` writes."""
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    return json.dumps({**json.loads(text), SEAL: _digest(json.loads(text))}, indent=2, ensure_ascii=False) + "\n"
+
+
 def read_json(path: Path) -> Any:
-    """The JSON in `path`.
+    """The JSON in `path`, without its seal if it has one.
 
     Raises:
-        RunError: the file is missing or is not JSON.
+        RunError: the file is missing, is not JSON, or is not what was sealed.
     """
+    found = _read_json(path)
+    if not isinstance(found, dict) or SEAL not in found:
+        return found
+    seal = found.pop(SEAL)
+    if seal != _digest(found):
+        raise RunError(f"{path} was changed", expected=f"{SEAL} {str(seal)[:12]}…", got=f"{_digest(found)[:12]}…", next=MEND)
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError("a file of the run is missing", expected=str(path), next="copy the run folder again, whole") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path} is damaged", expected="JSON", got=str(error), next="copy the run folder again, whole") from None
+        raise RunError("a file of the run is missing", expected=str(path), next=MEND) from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise RunError(f"{path} is damaged", expected="JSON", got=str(error), next=MEND) from None
 
 
 def save_layer(folder: Path, layer: SparseLayer, record: StudentRecord | None = None) -> None:
@@ -148,7 +179,7 @@ def save_layer(folder: Path, layer: SparseLayer, record: StudentRecord | None = 
         "record": dataclasses.asdict(record) if record else None,
     }
     write_atomic(folder / _weights_name(layer.kind), weights)
-    write_json(folder / "cfg.json", cfg)
+    write_sealed(folder / "cfg.json", cfg)
 
 
 def load_layer(folder: Path, device: str | torch.device = "cpu") -> SparseLayer:
@@ -176,20 +207,19 @@ def load_layer(folder: Path, device: str | torch.device = "cpu") -> SparseLayer:
 
 
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    mend = "copy the run folder again, whole, or train again with --overwrite"
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise RunError("a weight file is missing", expected=str(path), next=mend) from None
+        raise RunError("a weight file is missing", expected=str(path), next=MEND) from None
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise RunError(
-            f"{path} is truncated or was changed", expected=f"sha256 {sha256[:12]}…", got=f"{found[:12]}…, {len(data):,} bytes", next=mend
+            f"{path} is truncated or was changed", expected=f"sha256 {sha256[:12]}…", got=f"{found[:12]}…, {len(data):,} bytes", next=MEND
         )
     try:
         return load_tensors(data)
     except SafetensorError as error:
-        raise RunError(f"{path} cannot be read", expected="safetensors", got=str(error), next=mend) from None
+        raise RunError(f"{path} cannot be read", expected="safetensors", got=str(error), next=MEND) from None
 
 
 def _weights_name(kind: str) -> str:
@@ -263,6 +293,10 @@ class Run:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
+        expected = self.info.get("metrics_sha256")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if expected and found != expected:
+            raise RunError(f"{path} was changed", expected=f"sha256 {expected[:12]}…", got=f"{found[:12]}…", next=MEND)
         rows: list[dict[str, Any]] = []
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines, 1):

@@ -33,6 +33,7 @@ from .options import (
     InfoOptions,
     ReportOptions,
     StudyOptions,
+    VerifyOptions,
     given,
     narrowed,
     parse,
@@ -162,6 +163,22 @@ def info(options: InfoOptions) -> None:
     tables.console().print(tables.host_table(host.name, host.sites, d_model=host.d_model))
 
 
+def verify(options: VerifyOptions) -> None:
+    from .verify import verify as checked
+
+    found = list(checked(options.what))
+    damaged = [file for file in found if file.problem]
+    for file in damaged:
+        print(file.problem)
+    if damaged:
+        raise RunError(
+            f"{len(damaged)} of the {len(found)} files in {options.what} are not what was written",
+            got=", ".join(str(file.path.relative_to(options.what)) for file in damaged[:5]),
+            next="copy them again, or make them anew",
+        )
+    print(f"{options.what}: {len(found)} files, {sum(file.bytes for file in found) / 1e6:,.1f} MB, all as they were written")
+
+
 def fetch(options: FetchOptions) -> None:
     from . import assets
     from .labelled import LABELLED
@@ -208,6 +225,7 @@ VERBS: dict[str, Callable[[Any], None]] = {
     "generate": generate,
     "edit": edit,
     "info": info,
+    "verify": verify,
     "fetch": fetch,
     "study": study,
     "bench": bench,

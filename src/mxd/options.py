@@ -88,6 +88,14 @@ class InfoOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Check that every file of a run, or of cached activations, is what was written; names those that are not."""
+
+    what: Annotated[Path, tyro.conf.Positional]
+    """Run folder, or folder that `mxd harvest` wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FetchOptions:
     """Fetch built-in assets ahead, for use without a network: the host (converted as well) and texts."""
 
@@ -123,6 +131,7 @@ OPTIONS: dict[str, type[Any]] = {
     "generate": GenerateOptions,
     "edit": EditOptions,
     "info": InfoOptions,
+    "verify": VerifyOptions,
     "fetch": FetchOptions,
     "study": StudyOptions,
     "bench": BenchOptions,

@@ -10,13 +10,11 @@ A state is written beside the others and renamed when it is whole, and the last 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from .checkpoint import read_json, sync_folder, write_atomic, write_json
+from .checkpoint import read_json, sync_folder, write_atomic, write_sealed
 from .errors import RunError
 from .train import Student
 
@@ -84,7 +82,7 @@ def save(run: Path, students: Sequence[Student], step: int, info: Mapping[str, A
             sums[_file(student.name)] = hashlib.sha256(data).hexdigest()
             write_atomic(beside / _file(student.name), data)
         about = {"format_version": FORMAT_VERSION, "step": step, "students": numbers, "files": sums, "info": dict(info)}
-        write_json(beside / "state.json", about | {"sha256": _sum(about)})
+        write_sealed(beside / "state.json", about)
         target = folder / f"{step:09}"
         if target.exists():  # of the run before this one was gone on with from further back
             shutil.rmtree(target)
@@ -93,7 +91,7 @@ def save(run: Path, students: Sequence[Student], step: int, info: Mapping[str, A
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    for old in _folders(run)[KEPT:]:
+    for old in folders(run)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -107,9 +105,9 @@ def newest(run: Path) -> State | None:
         RunError: all are damaged, or one is of a newer format.
     """
     problems: list[RunError] = []
-    for path in _folders(run):
+    for path in folders(run):
         try:
-            found = _open(path)
+            found = open_state(path)
         except RunError as error:
             problems.append(error)
             continue
@@ -128,55 +126,58 @@ def drop(run: Path) -> None:
 
 def drop_after(run: Path, step: int) -> None:
     """Remove states of later steps than `step`: damaged ones that were passed over."""
-    for path in _folders(run):
+    for path in folders(run):
         if int(path.name) > step:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _folders(run: Path) -> list[Path]:
-    """Folders of states, the newest first."""
+def folders(run: Path) -> list[Path]:
+    """The folders of a run's states, the newest first."""
     folder = run / FOLDER
     found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
-def _open(path: Path) -> State:
+def open_state(path: Path) -> State:
+    """One state.
+
+    Raises:
+        RunError: a file of it is missing or damaged, or it is of a newer format.
+    """
+    about = described(path)
+    for name, expected in about["files"].items():
+        check_file(path / name, expected)
+    return State(path, about["step"], about["students"], about["info"])
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What state.json says: ``step``, ``students``, ``info``, and ``files`` with their checksums, which are not looked at.
+
+    Raises:
+        RunError: it is missing, damaged or of a newer format.
+    """
     about = read_json(path / "state.json")
-    with _damaged(path / "state.json"):
-        version = about["format_version"]
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise RunError(
-                f"{path} was written by a newer mxd",
-                expected=f"format version up to {FORMAT_VERSION}",
-                got=str(version),
-                next="pip install --upgrade mxd",
-            )
-        if about["sha256"] != _sum({key: value for key, value in about.items() if key != "sha256"}):
-            raise ValueError("a checksum that does not fit")
-        for name, expected in about["files"].items():
-            if name != Path(name).name:
-                raise ValueError(f"a file of the name {name}")
-            _check(path / name, expected)
-        return State(path, about["step"], about["students"], about["info"])
+    version = about.get("format_version") if isinstance(about, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise RunError(
+            f"{path} was written by a newer mxd",
+            expected=f"format version up to {FORMAT_VERSION}",
+            got=str(version),
+            next="pip install --upgrade mxd",
+        )
+    kinds = {"format_version": int, "step": int, "students": dict, "info": dict, "files": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(about, dict) or not isinstance(about.get(name), kind)]
+    if wrong or any(name != Path(name).name for name in about["files"]):
+        raise RunError(f"{path / 'state.json'} is damaged", expected="what mxd train writes", got=", ".join(wrong) or "a file elsewhere")
+    return about
 
 
-def _check(path: Path, expected: str) -> None:
+def check_file(path: Path, expected: str) -> None:
+    """Raise `RunError` unless a file of a state has this sha256."""
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
     if found != expected:
         raise RunError(f"{path} is missing, truncated or was changed", expected=f"sha256 {expected[:12]}…", got=f"{found[:12]}…")
 
 
-@contextlib.contextmanager
-def _damaged(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path} is damaged", expected="what mxd train writes", got=str(error)) from None
-
-
 def _file(student: str) -> str:
     return f"{student}.safetensors"
-
-
-def _sum(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

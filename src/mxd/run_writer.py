@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import FORMAT_VERSION, Run, StudentRecord, read_json, save_layer, write_json
+from .checkpoint import FORMAT_VERSION, Run, StudentRecord, read_json, save_layer, write_sealed
 from .errors import RunError
 from .layers import SparseLayer
 
@@ -43,7 +43,7 @@ class RunWriter:
 
     def write_info(self, info: dict[str, Any]) -> None:
         """Write run.json."""
-        write_json(self.path / "run.json", {"format_version": FORMAT_VERSION, **info})
+        write_sealed(self.path / "run.json", {"format_version": FORMAT_VERSION, **info})
 
     def save(
         self,

@@ -252,7 +252,11 @@ class _Session:
         self.writer.save(
             [student.layer for student in students],
             [record(student) for student in students],
-            {**self.info, "adding": adding},
+            {
+                **self.info,
+                "adding": adding,
+                "metrics_sha256": hashlib.sha256((self.writer.path / "metrics.jsonl").read_bytes()).hexdigest(),
+            },
             finished=finished,
             kept=self.course.kept,
             order=self._names,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mxd.checkpoint import read_json, write_sealed
 from mxd.config import PARTS, EvalConfig
 from mxd.errors import ConfigError, TextError
 from mxd.evals import suite
@@ -105,11 +105,11 @@ def test_another_option_version_or_weights_measure_again(world: World, asked: As
     world.evaluate(suite="full", agreement_prompts=7)
     asked.clear()
     changed = world.run.path / world.run.student("transcoder-k4").folder / "cfg.json"
-    about = json.loads(changed.read_text())
+    about = read_json(changed)
     about["mxd"]["weights_sha256"] = "0" * 64
     kept = suite.Kept(world.run, SMALL, world.host.fingerprint)
     before = kept.settings("cost", 1, (), world.run.student("transcoder-k4"))
-    changed.write_text(json.dumps(about))
+    write_sealed(changed, about)
     assert kept.settings("cost", 1, (), world.run.student("transcoder-k4")) != before
     assert kept.settings("cost", 2, (), None) != kept.settings("cost", 1, (), None)
 

@@ -5,12 +5,12 @@ Everything here is made from the report and the metrics alone, so that a report 
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoint import Run, read_json, write_atomic
+from ..checkpoint import Run, read_json, sealed, write_atomic
 from ..errors import RunError
 from ..recipes import counterpart
 from . import figures, sections, suite
@@ -59,12 +59,12 @@ def write(run: Run, report: Report) -> dict[str, Path]:
     paths = files(run, report["split"], report.get("edit"))
     # Drawn before anything is written: a report that cannot be drawn leaves the old files as they are.
     contents = {
-        "json": json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
         "md": markdown(report, paths["svg"].name),
         "html": page(report, metrics),
         "svg": figures.frontier_file(report),
     }
-    for kind, content in contents.items():
+    sums = {paths[kind].name: hashlib.sha256(content.encode()).hexdigest() for kind, content in contents.items()}
+    for kind, content in {**contents, "json": sealed({**report, "files": sums})}.items():
         write_atomic(paths[kind], content)
     return paths
 

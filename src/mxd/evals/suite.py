@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checkpoint import Run, StudentRecord, read_json, write_json
+from ..checkpoint import Run, StudentRecord, read_json, write_sealed
 from ..config import PARTS, EvalConfig
 from ..errors import ConfigError, LayerError, MxdError, RunError, nearest
 from .parts import Part, Section, Shared, Student, Subject, finite, missing
@@ -139,7 +139,7 @@ class Kept:
     def write(self, name: str, student: str, settings: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
         """Keep figures; returns them as JSON would give them back."""
         clean = finite(figures)
-        write_json(self.path(name, student), {"settings": dict(settings), "figures": clean})
+        write_sealed(self.path(name, student), {"settings": dict(settings), "figures": clean})
         return clean
 
 
