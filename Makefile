@@ -2,6 +2,7 @@
 # make demo    a language model's MLP decomposed, end to end; prints a table and the path of the report
 # make test    the tests, with coverage; make test-slow adds those that take longer
 # make bench   speed, measured and verified on this machine; make bench-peers: against sparsify and SAELens
+# make torture kills, broken file operations and flipped bytes by the hundred (docs/reliability.md)
 # make check   what continuous integration runs: lint, types, tests
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 PEERS := .venv-peers
 
-.PHONY: setup demo test test-slow lint format types docs bench bench-peers check clean
+.PHONY: setup demo test test-slow torture lint format types docs bench bench-peers check clean
 
 setup: $(STAMP)
 
@@ -32,6 +33,11 @@ test: setup
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not network"
+
+# Every kill, every broken file operation, many flipped bytes: about half an hour. Its figures go to benchmarks/results/reliability.json.
+torture: setup
+	rm -f benchmarks/results/reliability.json
+	OMP_NUM_THREADS=1 MXD_RELIABILITY_FIGURES=benchmarks/results/reliability.json $(BIN)/python -m pytest -q -m slow tests/reliability
 
 lint: setup
 	$(BIN)/ruff check .

@@ -54,3 +54,10 @@ def test_a_student_is_held_against_the_skip_transcoder_of_its_own_k_and_seeds(ta
     assert tables._against_skip(found, [student("dense", 0, 0.30)], rows) == "−0.0200 [−0.0200, −0.0200]"
     assert tables._against_skip(found, [student("mxd", 8, 0.09, seed=2)], rows) == "–", "no such seed"
     assert tables._against_skip(found, [rows[0]], rows) == "–", "not against itself"
+
+
+def test_a_control_trained_by_two_runs_is_one_seed(tables: ModuleType) -> None:
+    def dense(seed: int) -> dict[str, Any]:
+        return row(0.01, seed=seed, kind="dense", k=0, recipe="ours")
+
+    assert [[r["seed"] for r in group] for group in tables._groups([dense(0), dense(1), dense(1), dense(2), dense(2)])] == [[0, 1, 2]]

@@ -124,10 +124,12 @@ def _word(command: str, option: str) -> str:
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that differ only in their seed, in the order of the tables."""
+    """Rows that differ only in their seed, in the order of the tables. A control that several runs trained alike counts once."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault((row["recipe"] == "host-encoder", row["recipe"], KINDS.index(row["kind"]), row["k"]), []).append(row)
+        group = found.setdefault((row["recipe"] == "host-encoder", row["recipe"], KINDS.index(row["kind"]), row["k"]), [])
+        if row["seed"] not in [other["seed"] for other in group]:
+            group.append(row)
     return [found[key] for key in sorted(found)]
 
 
