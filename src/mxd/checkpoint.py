@@ -80,11 +80,15 @@ class StudentRecord:
         return f"{self.name.split('@')[0]}/{self.hookpoint}"
 
 
+UNFINISHED = ".writing"
+"""End of the names of files that are being written; after a crash they mean nothing."""
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside, flush to disk, then rename: a reader sees the old file or the new one, never half of either."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

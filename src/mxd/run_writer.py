@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import FORMAT_VERSION, Run, StudentRecord, read_json, save_layer, write_sealed
+from .checkpoint import FORMAT_VERSION, UNFINISHED, Run, StudentRecord, read_json, save_layer, write_sealed
 from .errors import RunError
 from .layers import SparseLayer
 
@@ -94,7 +94,12 @@ _REPLACED = ".{}.replaced-"
 
 
 def put_back(path: Path) -> None:
-    """Clear up after a process that was killed while it replaced the run at `path`: what it had kept stays, or the old run comes back."""
+    """Clear up after a process that was killed as it wrote the run at `path`; nobody else may be writing there.
+
+    Half a file goes. If another run was being replaced, what the new one had kept stays, or else the old run comes back.
+    """
+    for half in path.rglob(f".*{UNFINISHED}"):
+        half.unlink(missing_ok=True)
     for old in path.absolute().parent.glob(f"{_REPLACED.format(path.name)}*") if path.absolute().parent.is_dir() else ():
         with contextlib.suppress(RunError):
             Run.open(path)

@@ -27,6 +27,8 @@ from tests.small import save_host, save_texts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+WITHOUT_IT = 3
+"""Exit code of a process that finished although an operation failed."""
 TOUCHES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree", "tempfile.mkstemp")
 """File operations by the names of Python's audit events; of an open, only what may write."""
 
@@ -109,9 +111,13 @@ def test_killed_at_many_random_instants(small: TrainConfig, expected: dict[str, 
     note("kills at random instants", kills=60, runs=runs, lost=0)
 
 
-def at_operation(n: int, folder: Path, act: Callable[[], None]) -> None:
-    """From now on in this process, `act` at the `n`-th file operation under `folder`. For good: audit hooks cannot be removed."""
+def at_operation(n: int, folder: Path, act: Callable[[], None]) -> list[str]:
+    """From now on in this process, `act` at the `n`-th file operation under `folder`. For good: audit hooks cannot be removed.
+
+    Returns a list that then holds what the operation was.
+    """
     left = n
+    happened: list[str] = []
 
     def hook(event: str, args: tuple[object, ...]) -> None:
         nonlocal left
@@ -120,9 +126,11 @@ def at_operation(n: int, folder: Path, act: Callable[[], None]) -> None:
         if str(args[0]).startswith(str(folder)):
             left -= 1
             if left == 0:
+                happened.append(event)
                 act()
 
     sys.addaudithook(hook)
+    return happened
 
 
 def crash_at(n: int, config: TrainConfig) -> int:
@@ -140,8 +148,10 @@ def fail_at(n: int, config: TrainConfig, number: int) -> int:
         raise OSError(number, os.strerror(number), str(config.out))
 
     def work() -> None:
-        at_operation(n, config.out, fail)
+        happened = at_operation(n, config.out, fail)
         train(config, quiet=True)
+        if happened:  # an operation that the run can do without
+            os._exit(WITHOUT_IT)
 
     return ended(child(work))
 
