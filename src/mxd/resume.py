@@ -70,8 +70,9 @@ def save(run: Path, students: Sequence[Student], step: int, info: Mapping[str, A
         OSError: it could not be written; the states that were there are still there.
     """
     folder = run / FOLDER
+    for left in folder.glob(".writing-*"):  # by a process that was killed as it wrote
+        shutil.rmtree(left, ignore_errors=True)
     beside = folder / f".writing-{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
         numbers: dict[str, Any] = {}

@@ -98,7 +98,8 @@ def put_back(path: Path) -> None:
 
     Half a file goes. If another run was being replaced, what the new one had kept stays, or else the old run comes back.
     """
-    for half in path.rglob(f".*{UNFINISHED}"):
+    # Where nothing says that it is a run, only what a run begins with is known to be ours.
+    for half in path.rglob(f".*{UNFINISHED}") if (path / "run.json").is_file() else path.glob(f".run.json.*{UNFINISHED}"):
         half.unlink(missing_ok=True)
     for old in path.absolute().parent.glob(f"{_REPLACED.format(path.name)}*") if path.absolute().parent.is_dir() else ():
         with contextlib.suppress(RunError):

@@ -348,3 +348,23 @@ def test_a_process_killed_while_it_replaced_a_run_loses_neither(small: TrainConf
     shutil.copytree(config.out, aside, dirs_exist_ok=True)
     run = train(replace(config, lr=1e-3), quiet=True)
     assert run.info["resumed"] == [5] and not aside.exists(), "what has a state is worth more than what it replaces"
+
+
+def test_half_files_of_a_killed_process_go_and_nobody_elses_files(small: TrainConfig, tmp_path: Path, broken_off: _Breaker) -> None:
+    config = replace(small, out=tmp_path / "run")
+    config.out.mkdir()
+    (config.out / ".run.json.x1.writing").write_text("{")
+    broken_off(config, 5)
+    halves = [config.out / ".cfg.json.x2.writing", config.out / resume.FOLDER / ".writing-1" / "half", tmp_path / ".mine.writing"]
+    for half in halves:
+        half.parent.mkdir(exist_ok=True)
+        half.write_text("half")
+    train(replace(config, keep_state=True), quiet=True)
+    assert not any(half.exists() for half in halves[:2]) and halves[2].exists()
+    assert not list(config.out.glob(".*.writing"))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / ".essay.txt.x3.writing").write_text("mine")
+    with pytest.raises(RunError, match="not a run folder"):
+        train(replace(small, out=theirs), quiet=True)
+    assert (theirs / ".essay.txt.x3.writing").exists()
