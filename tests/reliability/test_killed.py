@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +55,8 @@ def bits(run: Run) -> dict[str, str]:
     return {s.name: run.weights_sha256(s.name) for s in run.students}
 
 
-def child(work: Callable[[], object]) -> int:
-    """A process of its own that does `work` and nothing else; its number."""
+def child(work: Callable[[], object], said: Path | None = None) -> int:
+    """A process of its own that does `work` and nothing else; its number. What ends it otherwise is written to `said`."""
     number = os.fork()
     if number == 0:
         try:
@@ -64,6 +65,8 @@ def child(work: Callable[[], object]) -> int:
             work()
             os._exit(0)
         except BaseException:
+            if said is not None:
+                said.write_text(traceback.format_exc())
             os._exit(1)
     return number
 
@@ -82,13 +85,14 @@ def kill_and_go_on(config: TrainConfig, expected: dict[str, str], kills: int, di
     runs, killed = 0, 0
     while killed < kills:
         out = config.out / str(runs)
-        process = child(lambda out=out: train(replace(config, out=out), quiet=True))
+        said = config.out / "said"
+        process = child(lambda out=out: train(replace(config, out=out), quiet=True), said)
         time.sleep(dice.uniform(0.05, 0.8) * seconds)
         os.kill(process, signal.SIGKILL)
         code = ended(process)
         killed += code == -signal.SIGKILL
-        assert code in (0, -signal.SIGKILL), f"exit {code}"
-        if code == 0:
+        assert code in (0, -signal.SIGKILL), said.read_text() if said.is_file() else f"exit {code}"
+        if is_finished(out):  # also where it was killed behind that
             assert bits(Run.open(out)) == expected
             runs += 1
     out = config.out / str(runs)
