@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -27,6 +28,7 @@ from .course import Course
 from .errors import ConfigError
 from .evals import routing
 from .feed import Feed, open_feed, until
+from .footprint import check_memory, footprint
 from .harvest import Batch
 from .locks import only_writer
 from .plan import check, check_disk, op_settings, plan, settled
@@ -87,6 +89,10 @@ def _train(found: Course, cache: Cache | None, quiet: bool) -> Run:
     left = found.left(specs)
     states = resume.KEPT + 1 if config.save_every_minutes or config.save_every_tokens else 1
     check_disk(config.out, left, states=states)
+    needed = footprint(config, left, feed.sites, feed.device)
+    check_memory(needed, feed.device)
+    if not quiet:
+        print(f"mxd: {len(left)} {'student' if len(left) == 1 else 'students'}, {needed.line()}", file=sys.stderr, flush=True)
     writer = RunWriter(config.out, overwrite=config.overwrite, going_on=found.info is not None)
     try:
         return _Session(found, feed, specs, writer, info, clock, quiet).run(left)
