@@ -34,9 +34,9 @@ OWNERS: dict[str, str] = {
 }
 """Package -> the only files that may import it."""
 
-EVERYWHERE = r"errors|config|_version"
+EVERYWHERE = r"errors|config|_version|typed"
 LAWS: dict[str, str] = {
-    r"errors|config|_version|lanes|clock": r"$^",
+    r"errors|config|_version|typed|lanes|clock": r"$^",
     r"ops/.*": r"ops/.*",
     r"layers/.*": r"layers/.*|ops/.*",
     r"objectives": r"layers/.*|ops/.*",

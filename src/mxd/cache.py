@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
@@ -26,6 +26,7 @@ from .errors import ConfigError, RunError
 from .harvest import Batch
 from .shards import FORMATS, MEND, Shard, ShardReader, ShardWriter, Widths, check_size
 from .sites import MLPSite, MLPWeights
+from .typed import leads_out, wrong
 
 FORMAT_VERSION = 1
 """Version of the folder; a newer one is refused."""
@@ -232,8 +233,10 @@ def _stored(path: Path, info: dict[str, Any]) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for hookpoint, entry in info["hookpoints"].items():
         site = MLPSite(**entry["site"])
-        lists = {name: [Shard(**shard) for shard in entry[name]] for name in ("train", "validation")}
-        stored = Stored(site, Shard(**entry["weights"]), lists["train"], lists["validation"])
+        if unfit := wrong(MLPSite, entry["site"]):
+            raise ValueError(", ".join(unfit))
+        lists = {name: [_shard(shard) for shard in entry[name]] for name in ("train", "validation")}
+        stored = Stored(site, _shard(entry["weights"]), lists["train"], lists["validation"])
         for shard in (stored.weights, *stored.train, *stored.validation):
             _check_inside(path, shard.file)
         if site.hookpoint != hookpoint or len(stored.validation) > 1 or sum(shard.tokens for shard in stored.train) != info["tokens"]:
@@ -245,11 +248,16 @@ def _stored(path: Path, info: dict[str, Any]) -> dict[str, Stored]:
     return found
 
 
+def _shard(about: dict[str, Any]) -> Shard:
+    shard, unfit = Shard(**about), wrong(Shard, about)
+    if unfit or min(shard.tokens, shard.bytes) < 0:
+        raise ValueError(", ".join(unfit) or f"{shard.tokens} tokens in {shard.bytes} bytes")
+    return shard
+
+
 def _check_inside(root: Path, file: str) -> None:
     """Raise `RunError` if a path of the manifest leads out of the folder: the folder may come from someone else."""
-    parts = PurePosixPath(file)
-    leaves = parts.is_absolute() or ".." in parts.parts or PureWindowsPath(file).drive or "\\" in file
-    if leaves or not (root / file).resolve().is_relative_to(root.resolve()):
+    if leads_out(file) or not (root / file).resolve().is_relative_to(root.resolve()):
         raise RunError(f"{root / MANIFEST} names a file outside its folder", expected="paths inside it", got=file, next="do not use it")
 
 

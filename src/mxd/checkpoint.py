@@ -31,6 +31,7 @@ from torch import Tensor
 from .errors import RunError, nearest
 from .interop import sparsify
 from .layers import Edited, SparseLayer, from_description
+from .typed import leads_out, wrong
 
 FORMAT_VERSION = 1
 """Version of the run folder; a newer one is refused."""
@@ -73,6 +74,19 @@ class StudentRecord:
     """True for dense and additive."""
     stopped: str | None = None
     """Why training ended early, if it did."""
+
+    @classmethod
+    def read(cls, about: Any) -> StudentRecord:
+        """The record in a file.
+
+        Raises:
+            TypeError, ValueError: it is none, or its folder would lie outside the run.
+        """
+        record = cls(**about)
+        unfit = wrong(cls, about)
+        if unfit or leads_out(record.folder):
+            raise ValueError(", ".join(unfit) or f"a folder {record.folder}")
+        return record
 
     @property
     def folder(self) -> str:
@@ -195,8 +209,11 @@ def load_layer(folder: Path, device: str | torch.device = "cpu") -> SparseLayer:
     cfg = read_json(folder / "cfg.json")
     about = cfg.get("mxd") if isinstance(cfg, dict) else None
     if not isinstance(about, dict):
-        raise RunError(f"{folder} was not saved by mxd", expected="cfg.json with an 'mxd' entry", got=", ".join(sorted(cfg)[:6]))
+        got = ", ".join(sorted(cfg)[:6]) if isinstance(cfg, dict) else type(cfg).__name__
+        raise RunError(f"{folder} was not saved by mxd", expected="cfg.json with an 'mxd' entry", got=got)
     _check_version(about.get("format_version"), folder)
+    if not isinstance(about.get("layer"), dict) or not isinstance(about.get("weights_sha256"), str):
+        raise RunError(f"{folder / 'cfg.json'} is damaged", expected="a layer and the checksum of its weights", next=MEND)
     layer = from_description(about["layer"], device="meta")
     path = folder / _weights_name(layer.kind)
     tensors = _read_weights(path, about["weights_sha256"])
@@ -264,8 +281,8 @@ class Run:
             raise RunError(f"{path / 'run.json'} is damaged", expected="a JSON object", got=type(info).__name__)
         _check_version(info.get("format_version"), path)
         try:
-            students = [StudentRecord(**record) for record in info["students"]]
-        except (KeyError, TypeError) as error:
+            students = [StudentRecord.read(record) for record in info["students"]]
+        except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path / 'run.json'} is damaged", expected="a list of students", got=str(error)) from None
         if not students:
             how = "--resume" if (path / "state").is_dir() else "--out"

@@ -225,8 +225,8 @@ def _info(path: Path) -> dict[str, Any]:
 
 def _records(info: dict[str, Any]) -> list[StudentRecord]:
     try:
-        return [StudentRecord(**record) for record in info.get("students", [])]
-    except TypeError as error:
+        return [StudentRecord.read(record) for record in info.get("students", [])]
+    except (TypeError, ValueError) as error:
         raise RunError("run.json is damaged", expected="a list of students", got=str(error)) from None
 
 

@@ -168,7 +168,7 @@ def described(path: Path) -> dict[str, Any]:
         )
     kinds = {"format_version": int, "step": int, "students": dict, "info": dict, "files": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(about, dict) or not isinstance(about.get(name), kind)]
-    if wrong or any(name != Path(name).name for name in about["files"]):
+    if wrong or any(name != Path(name).name or not isinstance(value, str) for name, value in about["files"].items()):
         raise RunError(f"{path / 'state.json'} is damaged", expected="what mxd train writes", got=", ".join(wrong) or "a file elsewhere")
     return about
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import LayerError, nearest
+from ..typed import wrong
 from .base import SparseLayer
 from .controls import Additive, Dense, DenseConfig
 from .cp import CPMuMoE, CPMuMoEConfig
@@ -92,4 +93,9 @@ def from_description(description: dict[str, Any], *, device: str | torch.device 
             expected=", ".join(fields),
             got=f"missing {missing}, unknown {unknown}",
         )
-    return cls(config_cls(**given), device=device)
+    if unfit := wrong(config_cls, given):
+        raise LayerError(f"the description of this {description['kind']} does not fit", got=", ".join(unfit))
+    try:
+        return cls(config_cls(**given), device=device)
+    except (OverflowError, RuntimeError, TypeError) as error:  # sizes that no tensor has
+        raise LayerError(f"there is no {description['kind']} of these sizes", got=" ".join(str(error).split())[:200]) from None
