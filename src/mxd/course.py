@@ -115,15 +115,16 @@ def course(config: TrainConfig, *, going_on: bool) -> Course | None:
         return new
     info = _info(path)
     state = resume.newest(path)
-    changed = [name for name, value in plain(config).items() if name not in FREE and not _same(info["config"].get(name), value)]
+    made = {**plain(TrainConfig()), **info["config"]}  # a run of before an option was is one at its default
+    changed = [name for name, value in plain(config).items() if name not in FREE and not _same(made[name], value)]
     if not info.get("finished") and not info.get("students") and state is None:
         return new  # broken off before anything was kept
     if info.get("finished") and not going_on:
         check_writable(path, overwrite=False)
-    legs = tuple(Leg(*leg) for leg in info.get("legs", ()))
+    legs = tuple(Leg(*leg) for leg in info.get("legs", ())) or (Leg(made["tokens"], train_steps(made["tokens"], config)),)
     training = set(state.numbers if state else info.get("adding", ()))
     found = Course(config, legs, state, info, tuple(record for record in _records(info) if record.name not in training))
-    if not legs or (state is None and not info.get("finished") and not info.get("adding")):
+    if state is None and not info.get("finished") and not info.get("adding"):
         raise RunError(f"{path} holds an interrupted run without a state to go on from", next="add --overwrite to train it from the start")
     if not changed:
         return None if info.get("finished") else found

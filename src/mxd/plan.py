@@ -207,10 +207,9 @@ def train_steps(tokens: int, config: TrainConfig) -> int:
 
 
 def check_disk(out: Path, specs: list[StudentSpec], *, states: int = 0) -> None:
-    """Refuse before hours of work what the disk cannot hold: the weights, and the states kept while they are trained."""
+    """Refuse before hours of work what the disk cannot hold: the weights, and states of three times their size."""
     weights = 4 * sum(candidate(spec.kind, spec.sizes).budget() for spec in specs)
-    advice = "lower --budget" + (", or --save-every-minutes 0" if states else "")
-    check_space(out, weights * (1 + 3 * states), what="this run", advice=advice)
+    check_space(out, weights * (1 + 3 * states), what="this run", advice="lower --budget")
 
 
 def check_space(out: Path, needed: int, *, what: str, advice: str, reclaimed: int = 0) -> None:

@@ -87,8 +87,7 @@ def _train(found: Course, cache: Cache | None, quiet: bool) -> Run:
     info = describe(config, feed.device, source) | {"legs": found.legs, "resumed": (found.info or {}).get("resumed", [])}
     courses.warn_of_other_bits(found, info)
     left = found.left(specs)
-    states = resume.KEPT + 1 if config.save_every_minutes or config.save_every_tokens else 1
-    check_disk(config.out, left, states=states)
+    check_disk(config.out, left, states=1)  # a short run writes none but where it is stopped
     needed = footprint(config, left, feed.sites, feed.device)
     check_memory(needed, feed.device)
     if not quiet:

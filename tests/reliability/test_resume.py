@@ -15,8 +15,9 @@ import pytest
 
 from mxd import pipeline, resume
 from mxd.cache import Cache
-from mxd.checkpoint import Run, write_sealed
+from mxd.checkpoint import Run, read_json, write_sealed
 from mxd.config import HarvestConfig, TrainConfig
+from mxd.course import FREE
 from mxd.errors import ConfigError, RunError
 from mxd.pipeline import train
 from mxd.train import Student
@@ -368,3 +369,17 @@ def test_half_files_of_a_killed_process_go_and_nobody_elses_files(small: TrainCo
     with pytest.raises(RunError, match="not a run folder"):
         train(replace(small, out=theirs), quiet=True)
     assert (theirs / ".essay.txt.x3.writing").exists()
+
+
+def test_a_run_from_before_there_were_states(small: TrainConfig, tmp_path: Path) -> None:
+    """Its run.json knows neither legs nor the newer options: students can be added, and an interrupted one says what to do."""
+    run = train(replace(small, out=tmp_path / "run"), quiet=True)
+    info = read_json(run.path / "run.json")
+    older = {key: value for key, value in info.items() if key not in ("legs", "adding", "resumed", "metrics_sha256")}
+    older["config"] = {key: value for key, value in info["config"].items() if key not in FREE or key in ("out", "activations")}
+    write_sealed(run.path / "run.json", older)
+    more = train(TrainConfig(resume=run.path, kinds=("mxd", "topk-sae", "dense")), quiet=True)
+    assert [s.name for s in more.students] == ["mxd-k2", "topk-sae-k2", "dense"] and more.info["finished"]
+    write_sealed(run.path / "run.json", {**older, "finished": False})
+    with pytest.raises(RunError, match=r"interrupted run without a state .* next: add --overwrite"):
+        train(TrainConfig(resume=run.path), quiet=True)
