@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -87,7 +88,8 @@ def run_copy(trained: Path, tmp_path: Path) -> Path:
 def one_error_line(said: Said) -> str:
     """The message of a failed command, after checking that it failed in the one way commands fail."""
     assert said.code == 1, said
-    lines = [line for line in said.err.splitlines() if not line.startswith(("training:", "evaluating:", "harvesting:"))]
+    progress = r"(training|evaluating|harvesting):|mxd: \d+ students?, about "
+    lines = [line for line in said.err.splitlines() if not re.match(progress, line)]
     assert len(lines) == 1, said.err
     assert lines[0].startswith("mxd: error: "), said.err
     assert "Traceback" not in said.err + said.out
