@@ -313,7 +313,7 @@ def _built(row: Row) -> list[str]:
     if "causality" not in found:
         return ["–", "–", "–"]
     cosine = found["jacobian"]["cosine"]
-    effective, share = found["benefit"]["effective_units"], found["causality"]["identity"]["share_positive"]
+    effective, share = found["benefit"]["effective_units"]["value"], found["causality"]["identity"]["share_positive"]
     return [f"{effective:,.0f}", f"{100 * share:.0f} %", _interval(cosine["value"], cosine["ci95"], 3)]
 
 
