@@ -317,7 +317,7 @@ class Run:
         expected = self.info.get("metrics_sha256")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if expected and found != expected:
-            raise RunError(f"{path} was changed", expected=f"sha256 {expected[:12]}…", got=f"{found[:12]}…", next=MEND)
+            raise RunError(f"{path} was changed", expected=f"sha256 {str(expected)[:12]}…", got=f"{found[:12]}…", next=MEND)
         rows: list[dict[str, Any]] = []
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines, 1):

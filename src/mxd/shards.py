@@ -253,6 +253,9 @@ class ShardReader:
             header = json.loads(text.tobytes())
             found = {part: (header[part]["dtype"], header[part]["shape"]) for part in ("x", "y", "first")}
             offsets = {part: header[part]["data_offsets"][0] for part in found}
+            for part, offset in offsets.items():
+                if not isinstance(offset, int) or not 0 <= offset <= self.shard.bytes:
+                    raise ValueError(f"{part} at {offset}")
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise RunError(f"{self.path} cannot be read", expected="safetensors with x, y and first", got=str(error), next=MEND) from None
         for part, got in found.items():
