@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+from mxd.config import TrainConfig
 from tests.conftest import BOS, EOS, VOCAB, build_tokenizer
 
 WORDS = "law people congress house of the and public great nation union state peace trade war treaty duty tax bill land year by"
@@ -44,3 +46,24 @@ def save_texts(folder: Path, **options: int) -> Path:
     for number, (_, text) in enumerate(documents("texts", **options)):
         (folder / f"{number:03}.txt").write_text(text, encoding="utf-8")
     return folder
+
+
+def small_run(folder: Path, *, layers_of_host: int = 2, number: int = 160, **options: Any) -> TrainConfig:
+    """Options of a run in ``folder/run`` that takes a second: 16 steps, a shuffle buffer that is filled anew eight times.
+
+    Args:
+        folder: host and texts are saved in it.
+        layers_of_host: of which layer 1 is replaced.
+        number: texts.
+        options: other than these.
+    """
+    usual: dict[str, Any] = {
+        "layers": ("1",),
+        "k": (2,),
+        "tokens": 4096,
+        "tokens_per_step": 256,
+        "buffer_tokens": 1024,
+        "tokens_per_sequence": 32,
+    }
+    host, texts = save_host(folder / "host", layers=layers_of_host), save_texts(folder / "texts", number=number)
+    return TrainConfig(out=folder / "run", host=str(host), text=(str(texts),), device="cpu", **(usual | options))

@@ -70,7 +70,7 @@ LAWS: dict[str, str] = {
     r"plan": r"recipes|layers/.*|ops/.*|objectives|sites|train",
     r"run_info": r"checkpoint|recipes|train",
     r"signals": r"$^",
-    r"footprint": r"layers/.*|sites|train",
+    r"footprint": r"layers/.*|ops/.*|sites|train",
     r"resume": r"checkpoint|train",
     r"verify": r"cache|checkpoint|resume",
     r"run_writer": r"checkpoint|layers/.*",

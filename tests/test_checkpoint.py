@@ -110,9 +110,9 @@ def test_damaged_weights_are_named(damage: str, tmp_path: Path) -> None:
         ("{", "is damaged"),
         ("[]", "a JSON object"),
         ('{"students": []}', "no format version"),
-        ('{"format_version": 1}', "a list of students"),
-        ('{"format_version": 1, "students": [{"name": "x"}]}', "a list of students"),
-        ('{"format_version": 1, "students": []}', "holds no student yet"),
+        ('{"format_version": 1, "config": {}}', "a list of students"),
+        ('{"format_version": 1, "config": {}, "students": [{"name": "x"}]}', "a list of students"),
+        ('{"format_version": 1, "config": {}, "students": []}', "holds no student yet"),
         ('{"format_version": 99, "students": []}', r"written by a newer mxd .* got 99 \| next: pip install --upgrade mxd"),
     ],
 )

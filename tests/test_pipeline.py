@@ -23,29 +23,14 @@ from mxd.feed import HostFeed
 from mxd.host import Host
 from mxd.pipeline import harvest
 from mxd.train import Student
-
-from .small import save_host, save_texts
+from tests.small import small_run
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Options of a run that takes a second."""
-    folder = tmp_path_factory.mktemp("small")
-    return TrainConfig(
-        out=folder / "run",
-        host=str(save_host(folder / "host", layers=3)),
-        text=(str(save_texts(folder / "texts", number=160)),),
-        layers=("1",),
-        kinds=("mxd", "transcoder"),
-        k=(2,),
-        budget="16x",
-        tokens=4096,
-        tokens_per_step=256,
-        buffer_tokens=1024,
-        tokens_per_sequence=32,
-        device="cpu",
-        log_every_steps=4,
-        warmup_steps=2,
+    return small_run(
+        tmp_path_factory.mktemp("small"), layers_of_host=3, kinds=("mxd", "transcoder"), budget="16x", log_every_steps=4, warmup_steps=2
     )
 
 

@@ -94,6 +94,8 @@ class StudentRecord:
         return f"{self.name.split('@')[0]}/{self.hookpoint}"
 
 
+STATE = "state"
+"""Folder of a run in which `mxd.resume` keeps what going on needs."""
 UNFINISHED = ".writing"
 """End of the names of files that are being written; after a crash they mean nothing."""
 
@@ -144,8 +146,8 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 
 def sealed(value: Mapping[str, Any]) -> str:
     """What `write_sealed` writes."""
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    return json.dumps({**json.loads(text), SEAL: _digest(json.loads(text))}, indent=2, ensure_ascii=False) + "\n"
+    plain = json.loads(json.dumps(value, allow_nan=False))  # keys and tuples as they come back
+    return json.dumps({**plain, SEAL: _digest(plain)}, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -161,6 +163,13 @@ def read_json(path: Path) -> Any:
     if seal != _digest(found):
         raise RunError(f"{path} was changed", expected=f"{SEAL} {str(seal)[:12]}…", got=f"{_digest(found)[:12]}…", next=MEND)
     return found
+
+
+def check_sum(path: Path, expected: str, *, what: str = "was changed", mend: str = MEND) -> None:
+    """Raise `RunError`, which says `what` of the file and how to `mend` it, unless it has this sha256."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    if found != expected:
+        raise RunError(f"{path} {what}", expected=f"sha256 {str(expected)[:12]}…", got=f"{found[:12]}…", next=mend)
 
 
 def _digest(value: Any) -> str:
@@ -211,7 +220,7 @@ def load_layer(folder: Path, device: str | torch.device = "cpu") -> SparseLayer:
     if not isinstance(about, dict):
         got = ", ".join(sorted(cfg)[:6]) if isinstance(cfg, dict) else type(cfg).__name__
         raise RunError(f"{folder} was not saved by mxd", expected="cfg.json with an 'mxd' entry", got=got)
-    _check_version(about.get("format_version"), folder)
+    check_version(about.get("format_version"), folder)
     if not isinstance(about.get("layer"), dict) or not isinstance(about.get("weights_sha256"), str):
         raise RunError(f"{folder / 'cfg.json'} is damaged", expected="a layer and the checksum of its weights", next=MEND)
     layer = from_description(about["layer"], device="meta")
@@ -247,16 +256,47 @@ def _weights_name(kind: str) -> str:
     return sparsify.WEIGHTS_FILE if kind in sparsify.KINDS else "mxd.safetensors"
 
 
-def _check_version(version: Any, path: Path) -> None:
+def check_version(version: Any, path: Path, newest: int = FORMAT_VERSION) -> None:
+    """Raise `RunError` unless `version` is a format version that this mxd reads."""
     if not isinstance(version, int):
-        raise RunError(f"{path} has no format version", expected=f"format_version up to {FORMAT_VERSION}", got=str(version))
-    if version > FORMAT_VERSION:
+        raise RunError(f"{path} has no format version", expected=f"format_version up to {newest}", got=str(version))
+    if version > newest:
         raise RunError(
             f"{path} was written by a newer mxd",
-            expected=f"format version up to {FORMAT_VERSION}",
+            expected=f"format version up to {newest}",
             got=str(version),
             next="pip install --upgrade mxd",
         )
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """run.json of the run folder at `path`.
+
+    Raises:
+        RunError: there is none, it is not a run, or of a newer format.
+    """
+    if not (path / "run.json").is_file():
+        what = "is not a run folder" if path.exists() else "does not exist"
+        raise RunError(f"{path} {what}", expected="a folder with run.json", next="mxd train --out " + str(path))
+    info = read_json(path / "run.json")
+    if not isinstance(info, dict):
+        raise RunError(f"{path / 'run.json'} is damaged", expected="a JSON object", got=type(info).__name__)
+    check_version(info.get("format_version"), path)
+    if not isinstance(info.get("config"), dict):
+        raise RunError(f"{path / 'run.json'} is damaged", expected="the options of the run", got=type(info.get("config")).__name__)
+    return info
+
+
+def records(path: Path, info: Mapping[str, Any]) -> list[StudentRecord]:
+    """The students that the run.json of `path` names.
+
+    Raises:
+        RunError: they are not as `mxd train` writes them.
+    """
+    try:
+        return [StudentRecord.read(record) for record in info["students"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path / 'run.json'} is damaged", expected="a list of students", got=str(error)) from None
 
 
 class Run:
@@ -273,19 +313,10 @@ class Run:
             RunError: there is none, it is not a run, of a newer format, or incomplete.
         """
         path = Path(path)
-        if not (path / "run.json").is_file():
-            what = "is not a run folder" if path.exists() else "does not exist"
-            raise RunError(f"{path} {what}", expected="a folder with run.json", next="mxd train --out " + str(path))
-        info = read_json(path / "run.json")
-        if not isinstance(info, dict):
-            raise RunError(f"{path / 'run.json'} is damaged", expected="a JSON object", got=type(info).__name__)
-        _check_version(info.get("format_version"), path)
-        try:
-            students = [StudentRecord.read(record) for record in info["students"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path / 'run.json'} is damaged", expected="a list of students", got=str(error)) from None
+        info = read_info(path)
+        students = records(path, info)
         if not students:
-            how = "--resume" if (path / "state").is_dir() else "--out"
+            how = "--resume" if (path / STATE).is_dir() else "--out"
             raise RunError(f"{path} holds no student yet", expected="a run that got as far as saving", next=f"mxd train {how} {path}")
         return cls(path, info, students)
 
@@ -314,10 +345,8 @@ class Run:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
-        expected = self.info.get("metrics_sha256")
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if expected and found != expected:
-            raise RunError(f"{path} was changed", expected=f"sha256 {str(expected)[:12]}…", got=f"{found[:12]}…", next=MEND)
+        if expected := self.info.get("metrics_sha256"):
+            check_sum(path, expected)
         rows: list[dict[str, Any]] = []
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines, 1):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import resume
-from .checkpoint import StudentRecord, read_json
+from .checkpoint import StudentRecord, read_info, records
 from .config import TrainConfig
 from .errors import ConfigError, RunError
 from .plan import train_steps
@@ -90,7 +90,7 @@ def options_of(path: Path) -> TrainConfig:
     Raises:
         RunError: there is no run.
     """
-    made = _info(path)["config"]
+    made = read_info(path)["config"]
     values: dict[str, Any] = {f.name: made[f.name] for f in dataclasses.fields(TrainConfig) if f.name in made}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     for name in ("out", "activations"):
@@ -113,17 +113,17 @@ def course(config: TrainConfig, *, going_on: bool) -> Course | None:
     if config.overwrite or not (path / "run.json").is_file():
         check_writable(path, overwrite=config.overwrite)
         return new
-    info = _info(path)
-    state = resume.newest(path)
-    made = {**plain(TrainConfig()), **info["config"]}  # a run of before an option was is one at its default
-    changed = [name for name, value in plain(config).items() if name not in FREE and not _same(made[name], value)]
-    if not info.get("finished") and not info.get("students") and state is None:
-        return new  # broken off before anything was kept
+    info = read_info(path)
     if info.get("finished") and not going_on:
         check_writable(path, overwrite=False)
+    state = resume.newest(path)
+    made = info["config"]
+    changed = changes(made, config)
+    if not info.get("finished") and not info.get("students") and state is None:
+        return new  # broken off before anything was kept
     legs = tuple(Leg(*leg) for leg in info.get("legs", ())) or (Leg(made["tokens"], train_steps(made["tokens"], config)),)
     training = set(state.numbers if state else info.get("adding", ()))
-    found = Course(config, legs, state, info, tuple(record for record in _records(info) if record.name not in training))
+    found = Course(config, legs, state, info, tuple(record for record in records(path, info) if record.name not in training))
     if state is None and not info.get("finished") and not info.get("adding"):
         raise RunError(f"{path} holds an interrupted run without a state to go on from", next="add --overwrite to train it from the start")
     if not changed:
@@ -141,6 +141,12 @@ def course(config: TrainConfig, *, going_on: bool) -> Course | None:
         got=", ".join(str(plain(config)[name]) for name in changed),
         next="leave them out, or choose another --out; only --tokens can grow, and --kinds and --k of a finished run",
     )
+
+
+def changes(made: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """The options by which `config` asks for other numbers than those that a run with the options `made` (of its run.json) has."""
+    made = {**plain(TrainConfig()), **made}  # a run of before an option was is one at its default
+    return [name for name, value in plain(config).items() if name not in FREE and not _same(made[name], value)]
 
 
 def _prolonged(found: Course) -> Course:
@@ -167,7 +173,7 @@ def _with_more_students(found: Course) -> Course:
             f"{found.config.out} was prolonged", expected="a run in one leg to add students to", next="train them with another --out"
         )
     assert found.info is not None
-    return found._replace(state=None, kept=tuple(_records(found.info)))
+    return found._replace(state=None, kept=tuple(records(found.config.out, found.info)))
 
 
 def check_students(found: Course, specs: Sequence[StudentSpec]) -> None:
@@ -213,22 +219,6 @@ def warn_of_other_bits(found: Course, made: dict[str, Any]) -> None:
     if names:
         changes = ", ".join(f"{name} {was.get(name)} is now {now.get(name)}" for name in names)
         log.warning("the bits may differ from those of a run that was never stopped: %s", changes)
-
-
-def _info(path: Path) -> dict[str, Any]:
-    if not (path / "run.json").is_file():
-        raise RunError(f"{path} is not a run folder", expected="a folder with run.json", next=f"mxd train --out {path}")
-    info = read_json(path / "run.json")
-    if not isinstance(info, dict) or not isinstance(info.get("config"), dict):
-        raise RunError(f"{path / 'run.json'} is damaged", expected="what mxd train writes")
-    return info
-
-
-def _records(info: dict[str, Any]) -> list[StudentRecord]:
-    try:
-        return [StudentRecord.read(record) for record in info.get("students", [])]
-    except (TypeError, ValueError) as error:
-        raise RunError("run.json is damaged", expected="a list of students", got=str(error)) from None
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -22,6 +22,8 @@ from .host import Host, find_device
 from .sites import MLPSite, MLPWeights
 from .sources import CORPORA
 from .text import Corpus, TokenBlock
+
+T = TypeVar("T")
 
 log = logging.getLogger("mxd")
 
@@ -187,15 +189,16 @@ def open_feed(config: TrainConfig, cache: Cache | None) -> Feed:
     return CacheFeed(config, cache) if cache is not None else HostFeed(config)
 
 
-def until(batches: Iterator[dict[str, Batch]], tokens: int) -> Iterator[dict[str, Batch]]:
-    """Batches from the front of `batches` until they hold `tokens` tokens, or the end."""
+def until(items: Iterator[T], tokens: int, size: Callable[[T], int]) -> Iterator[T]:
+    """Items from the front that hold `tokens` tokens together, the last one whole, or all of them; `size` counts those of one."""
     seen = 0
     while seen < tokens:
-        batch = next(batches, None)
-        if batch is None:
+        for item in itertools.islice(items, 1):
+            seen += size(item)
+            yield item
+            break
+        else:
             return
-        seen += len(next(iter(batch.values())).x)
-        yield batch
 
 
 def _on(device: torch.device, stream: Batches) -> Batches:

@@ -11,6 +11,7 @@ import torch
 from .config import TrainConfig
 from .errors import ConfigError
 from .layers.sizing import candidate
+from .ops.settings import Settings
 from .sites import MLPSite
 from .train import SAMPLE_TOKENS, StudentSpec
 
@@ -18,8 +19,6 @@ CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 FLOAT = 4
 """Bytes of a float32."""
-SCORES_MIB = {"cpu": 32.0, "cuda": 512.0}
-"""Default of --scores-mib."""
 
 
 class Footprint(NamedTuple):
@@ -65,8 +64,8 @@ def footprint(config: TrainConfig, specs: Sequence[StudentSpec], sites: Sequence
 def _step(config: TrainConfig, spec: StudentSpec, device: torch.device) -> int:
     """A block of scores and its gradient, the vectors of every token (hidden ones three times where gated), the largest gradient."""
     sizes, tokens = spec.sizes, config.tokens_per_step
-    scores = 2 * int(2**20 * (config.scores_mib or SCORES_MIB.get(device.type, 32.0)))
-    scores = min(scores, 2 * FLOAT * tokens * sizes.n_units)
+    at_once = Settings(scores_mib=config.scores_mib).tokens_at_once(sizes.n_units, device)
+    scores = 2 * FLOAT * min(at_once, tokens) * sizes.n_units
     hidden = 0 if config.recompute else tokens * sizes.d_hidden * (6 if sizes.glu else 3)
     vectors = tokens * (4 * (sizes.d_in + sizes.d_out) + 6 * min(sizes.k, sizes.n_units))
     return scores + FLOAT * (hidden + vectors + candidate(spec.kind, spec.sizes).budget() // 2)

@@ -206,10 +206,11 @@ def train_steps(tokens: int, config: TrainConfig) -> int:
     return tokens * config.passes // config.tokens_per_step
 
 
-def check_disk(out: Path, specs: list[StudentSpec], *, states: int = 0) -> None:
-    """Refuse before hours of work what the disk cannot hold: the weights, and states of three times their size."""
+def check_disk(out: Path, specs: list[StudentSpec]) -> None:
+    """Refuse before hours of work what the disk cannot hold: the weights, and a state of three times their size (a short run writes none
+    but where it is stopped)."""
     weights = 4 * sum(candidate(spec.kind, spec.sizes).budget() for spec in specs)
-    check_space(out, weights * (1 + 3 * states), what="this run", advice="lower --budget")
+    check_space(out, weights * (1 + 3), what="this run", advice="lower --budget")
 
 
 def check_space(out: Path, needed: int, *, what: str, advice: str, reclaimed: int = 0) -> None:

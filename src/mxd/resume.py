@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from .checkpoint import read_json, sync_folder, write_atomic, write_sealed
+from .checkpoint import STATE, check_sum, check_version, read_json, sync_folder, write_atomic, write_sealed
 from .errors import RunError
 from .train import Student
 
@@ -30,11 +30,8 @@ log = logging.getLogger("mxd")
 
 FORMAT_VERSION = 1
 """Version of a state; a newer one is refused."""
-FOLDER = "state"
 KEPT = 2
 """States kept: should the newest turn out damaged, there is the one before it."""
-NUMBERS_PER_PARAMETER = 3
-"""The parameter and the two averages of Adam: what a state holds."""
 
 
 class State(NamedTuple):
@@ -69,7 +66,7 @@ def save(run: Path, students: Sequence[Student], step: int, info: Mapping[str, A
     Raises:
         OSError: it could not be written; the states that were there are still there.
     """
-    folder = run / FOLDER
+    folder = run / STATE
     for left in folder.glob(".writing-*"):  # by a process that was killed as it wrote
         shutil.rmtree(left, ignore_errors=True)
     beside = folder / f".writing-{os.getpid()}"
@@ -122,7 +119,7 @@ def newest(run: Path) -> State | None:
 
 def drop(run: Path) -> None:
     """Remove the states of a run that has no more use for them."""
-    shutil.rmtree(run / FOLDER, ignore_errors=True)
+    shutil.rmtree(run / STATE, ignore_errors=True)
 
 
 def drop_after(run: Path, step: int) -> None:
@@ -134,7 +131,7 @@ def drop_after(run: Path, step: int) -> None:
 
 def folders(run: Path) -> list[Path]:
     """The folders of a run's states, the newest first."""
-    folder = run / FOLDER
+    folder = run / STATE
     found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
@@ -159,13 +156,8 @@ def described(path: Path) -> dict[str, Any]:
     """
     about = read_json(path / "state.json")
     version = about.get("format_version") if isinstance(about, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise RunError(
-            f"{path} was written by a newer mxd",
-            expected=f"format version up to {FORMAT_VERSION}",
-            got=str(version),
-            next="pip install --upgrade mxd",
-        )
+    if isinstance(version, int):
+        check_version(version, path, FORMAT_VERSION)
     kinds = {"format_version": int, "step": int, "students": dict, "info": dict, "files": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(about, dict) or not isinstance(about.get(name), kind)]
     if wrong or any(name != Path(name).name or not isinstance(value, str) for name, value in about["files"].items()):
@@ -175,9 +167,7 @@ def described(path: Path) -> dict[str, Any]:
 
 def check_file(path: Path, expected: str) -> None:
     """Raise `RunError` unless a file of a state has this sha256."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-    if found != expected:
-        raise RunError(f"{path} is missing, truncated or was changed", expected=f"sha256 {expected[:12]}…", got=f"{found[:12]}…")
+    check_sum(path, expected, what="is missing, truncated or was changed", mend="")
 
 
 def _file(student: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import FORMAT_VERSION, UNFINISHED, Run, StudentRecord, read_json, save_layer, write_sealed
+from .checkpoint import FORMAT_VERSION, STATE, UNFINISHED, Run, StudentRecord, read_json, save_layer, write_sealed
 from .errors import RunError
 from .layers import SparseLayer
 
@@ -106,7 +106,7 @@ def put_back(path: Path) -> None:
             Run.open(path)
             shutil.rmtree(old)
             continue
-        if (path / "state").is_dir():
+        if (path / STATE).is_dir():
             shutil.rmtree(old)
             continue
         shutil.rmtree(path, ignore_errors=True)

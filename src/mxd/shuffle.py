@@ -7,8 +7,8 @@ still holds rows.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -59,17 +59,41 @@ def resumed(
     return _data_steps(order, lambda: _again(order, lengths, read, steps, buffer_tokens))
 
 
-class _Rows(Protocol):
-    """Where the order of the steps gets rows from, and puts them."""
+class _Rows(ABC):
+    """Where the order of the steps gets rows from, and puts them: batch after batch."""
+
+    start = 0
+    """The next row of the batch at hand."""
+
+    @property
+    @abstractmethod
+    def left(self) -> int | None:
+        """Rows of the batch at hand from the next one on; None where the stream has ended."""
+
+    @abstractmethod
+    def put(self, slots: Tensor, n: int) -> None:
+        """Put the next `n` rows into the first of these slots."""
+
+    @abstractmethod
+    def turn(self) -> None:
+        """Take the next batch."""
 
     @property
     def is_at_end(self) -> bool:
         """Whether there are no further rows."""
-        ...
+        return self.left is None
 
     def fill(self, slots: Tensor) -> Tensor:
         """Put the next rows into these slots, as many as there are of either; returns the slots filled."""
-        ...
+        filled = 0
+        while (left := self.left) is not None and filled < len(slots):
+            n = min(left, len(slots) - filled)
+            self.put(slots[filled:], n)
+            filled, self.start = filled + n, self.start + n
+            if n == left:
+                self.start = 0
+                self.turn()
+        return slots[:filled]
 
 
 class _Order:
@@ -159,34 +183,29 @@ def _again(
     return stream
 
 
-class _Numbers:
+class _Numbers(_Rows):
     """A buffer that holds no activations: of every slot the batch and the row in it that it stands for."""
 
     def __init__(self, lengths: Iterable[int], buffer_tokens: int) -> None:
         self._lengths = iter(lengths)
         self.batch = torch.full((buffer_tokens,), -1)
         self.row = torch.full((buffer_tokens,), -1)
-        self.at, self.start = 0, 0
-        """The next row: number of its batch, and place in it."""
+        self.at = 0
+        """Number of the batch at hand."""
         self._length = next(self._lengths, None)
 
     @property
-    def is_at_end(self) -> bool:
-        return self._length is None
+    def left(self) -> int | None:
+        return None if self._length is None else self._length - self.start
 
-    def fill(self, slots: Tensor) -> Tensor:
-        filled = 0
-        while self._length is not None and filled < len(slots):
-            n = min(self._length - self.start, len(slots) - filled)
-            some = slots[filled : filled + n]
-            self.batch[some], self.row[some] = self.at, torch.arange(self.start, self.start + n)
-            filled, self.start = filled + n, self.start + n
-            if self.start == self._length:
-                self.at, self.start, self._length = self.at + 1, 0, next(self._lengths, None)
-        return slots[:filled]
+    def put(self, slots: Tensor, n: int) -> None:
+        self.batch[slots[:n]], self.row[slots[:n]] = self.at, torch.arange(self.start, self.start + n)
+
+    def turn(self) -> None:
+        self.at, self._length = self.at + 1, next(self._lengths, None)
 
 
-class _Stream:
+class _Stream(_Rows):
     """A stream of batches and the buffer that it is copied into."""
 
     def __init__(self, batches: Iterable[Mapping[str, Batch]], buffer_tokens: int) -> None:
@@ -196,23 +215,21 @@ class _Stream:
 
     def go_on(self, batches: Iterable[Mapping[str, Batch]], start: int) -> None:
         """Take rows from `batches` from now on, of the first of them from row `start` on."""
-        self._batches, self._start = iter(batches), start
+        self._batches, self.start = iter(batches), start
         self.pending: Mapping[str, Batch] | None = next(self._batches, None)
         """The batch not yet copied in full; None once the stream has ended."""
 
     @property
-    def is_at_end(self) -> bool:
-        return self.pending is None
+    def left(self) -> int | None:
+        return None if self.pending is None else length(self.pending) - self.start
 
-    def fill(self, slots: Tensor) -> Tensor:
-        filled = 0
-        while self.pending is not None and filled < len(slots):
-            self.buffer = self.buffer or like(self.pending, self._slots)
-            n = put(self.buffer, slots[filled:], self.pending, self._start, len(slots) - filled)
-            filled, self._start = filled + n, self._start + n
-            if self._start == length(self.pending):
-                self.pending, self._start = next(self._batches, None), 0
-        return slots[:filled]
+    def put(self, slots: Tensor, n: int) -> None:
+        assert self.pending is not None
+        self.buffer = self.buffer or like(self.pending, self._slots)
+        put(self.buffer, slots, self.pending, self.start, n)
+
+    def turn(self) -> None:
+        self.pending = next(self._batches, None)
 
     def place(self, batches: Mapping[str, Batch], slots: Tensor, rows: Tensor) -> None:
         """Copy single rows of a batch to single slots."""

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import pipeline, resume
+from . import pipeline
 from .cache import Cache
-from .checkpoint import Run, read_json, write_json
+from .checkpoint import STATE, Run, read_json, write_json
 from .config import EvalConfig, HarvestConfig, StudyConfig, TrainConfig
-from .course import FREE
+from .course import changes
 from .devices import find_device
 from .errors import ConfigError, MxdError
 from .evals.brief import brief
@@ -66,10 +66,7 @@ def run(config: StudyConfig, *, quiet: bool = False, say: Callable[[str], None] 
         evaluation = EvalConfig(split=wanted.split, sequences=config.sequences, parts=wanted.parts)
         report = pipeline.evaluate(_trained(train, quiet), evaluation, quiet=quiet)
         rows += [_row(student, report, train, evaluation) for student in report["students"]]
-        about |= {
-            key: report[key]
-            for key in ("host", "base_ce", "eval_tokens", "eval_sequences", "document_sequences", "split", "versions", "machine")
-        }
+        about |= {key: report[key] for key in ABOUT}
         finished = number == len(wanted.runs)
         # A table that was whole stays until there is a whole one again.
         if finished or not _is_finished(path):
@@ -130,13 +127,12 @@ def _trained(config: TrainConfig, quiet: bool) -> Run:
     except MxdError:
         found = None
     if found is None or not found.info.get("finished"):
-        goes_on = (config.out / resume.FOLDER).is_dir()
+        goes_on = (config.out / STATE).is_dir()
         return pipeline.train(dataclasses.replace(config, overwrite=config.out.exists() and not goes_on), quiet=quiet)
     assert config.activations is not None
     cache = Cache.open(config.activations)
-    asked = _as_json(settled(config, cache.info["config"]))
     made = found.info["config"]
-    different = [f"{name} {made.get(name)}" for name, value in asked.items() if name not in FREE and made.get(name) != value]
+    different = [f"{name} {made.get(name)}" for name in changes(made, settled(config, cache.info["config"]))]
     # A recipe's name can come to stand for other numbers, and a folder for another harvest.
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
     recipes = {kind: [defaults | recipe for recipe in own] for kind, own in found.info.get("recipes", {}).items()}

@@ -21,7 +21,7 @@ import torch
 from . import course as courses
 from . import ops, resume
 from .cache import Cache
-from .checkpoint import Run
+from .checkpoint import STATE, Run
 from .clock import Clock
 from .config import TrainConfig
 from .course import Course
@@ -29,7 +29,7 @@ from .errors import ConfigError
 from .evals import routing
 from .feed import Feed, open_feed, until
 from .footprint import check_memory, footprint
-from .harvest import Batch
+from .harvest import Batch, length
 from .locks import only_writer
 from .plan import check, check_disk, op_settings, plan, settled
 from .progress import Bar
@@ -87,7 +87,7 @@ def _train(found: Course, cache: Cache | None, quiet: bool) -> Run:
     info = describe(config, feed.device, source) | {"legs": found.legs, "resumed": (found.info or {}).get("resumed", [])}
     courses.warn_of_other_bits(found, info)
     left = found.left(specs)
-    check_disk(config.out, left, states=1)  # a short run writes none but where it is stopped
+    check_disk(config.out, left)
     needed = footprint(config, left, feed.sites, feed.device)
     check_memory(needed, feed.device)
     if not quiet:
@@ -177,7 +177,7 @@ class _Session:
         for number, leg in enumerate(self.course.legs):
             # Of the last leg the end is the feed's: a text that is streamed need not be counted through before it is trained on.
             is_last = number == len(self.course.legs) - 1
-            end = None if is_last else first + sum(1 for _ in _until(itertools.islice(self.feed.lengths(), first, None), leg.tokens))
+            end = None if is_last else first + sum(1 for _ in until(itertools.islice(self.feed.lengths(), first, None), leg.tokens, int))
             done = min(max(self.course.step - behind, 0), leg.steps)
             if done < leg.steps:
                 lengths = itertools.islice(self.feed.lengths(), first, end)
@@ -239,7 +239,7 @@ class _Session:
         self.writer.finish()
         if stopped is None and not self.config.keep_state:
             resume.drop(path)
-        resumable = (path / resume.FOLDER).is_dir()
+        resumable = (path / STATE).is_dir()
         if by_hand:
             how = f"mxd train --resume {path}" if resumable else "the same command with --overwrite to train from the start"
             raise KeyboardInterrupt(
@@ -286,7 +286,7 @@ class _Reads:
         if session.course.step or first:
             return harvested
         config = session.config
-        front = list(until(harvested, min(SAMPLE_TOKENS, config.buffer_tokens, config.tokens)))
+        front = list(until(harvested, min(SAMPLE_TOKENS, config.buffer_tokens, config.tokens), length))
         with session.clock("warm start"):
             _start(self._students, front, session.feed)
         return itertools.chain(front, harvested)
@@ -302,17 +302,6 @@ def _start(students: list[Student], first: list[dict[str, Batch]], feed: Feed) -
     for student in students:
         needs_host = student.spec.recipe.encoder != "fresh"
         student.start(sample[student.spec.hookpoint], feed.weights(student.spec.hookpoint) if needs_host else None)
-
-
-def _until(lengths: Iterator[int], tokens: int) -> Iterator[int]:
-    """Lengths from the front that hold so many tokens together, the last one whole."""
-    seen = 0
-    while seen < tokens:
-        n = next(lengths, None)
-        if n is None:
-            return
-        seen += n
-        yield n
 
 
 def _leg_seed(seed: int, leg: int) -> int:

@@ -24,7 +24,7 @@ from mxd.checkpoint import Run
 from mxd.config import TrainConfig
 from mxd.pipeline import train
 from tests.reliability.figures import note
-from tests.small import save_host, save_texts
+from tests.small import small_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,11 +38,7 @@ TOUCHES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod",
 def small(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A run of 48 steps with a state every fourth; a second or so once Python is up."""
     folder = tmp_path_factory.mktemp("small")
-    host, text = str(save_host(folder / "host", layers=2)), (str(save_texts(folder / "texts", number=160)),)
-    base = TrainConfig(out=folder / "run", host=host, text=text, layers=("1",), kinds=("mxd", "topk-sae"), k=(2,), device="cpu")
-    return replace(
-        base, tokens=12_288, tokens_per_step=256, buffer_tokens=1024, tokens_per_sequence=32, sequences_per_read=4, save_every_tokens=1024
-    )
+    return small_run(folder, kinds=("mxd", "topk-sae"), tokens=12_288, sequences_per_read=4, save_every_tokens=1024)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from mxd import pipeline
 from mxd.config import EvalConfig, HarvestConfig, TrainConfig
 from mxd.errors import RunError
 from mxd.locks import only_writer
-from tests.small import save_host, save_texts
+from tests.small import small_run
 
 HOLD = """
 import sys, time
@@ -41,10 +41,7 @@ def another_writer(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("small")
-    host, text = str(save_host(folder / "host", layers=2)), (str(save_texts(folder / "texts", number=60)),)
-    base = TrainConfig(out=folder / "run", host=host, text=text, layers=("1",), kinds=("mxd",), k=(2,), tokens=1024)
-    return replace(base, tokens_per_step=256, buffer_tokens=512, tokens_per_sequence=32)
+    return small_run(tmp_path_factory.mktemp("small"), number=60, kinds=("mxd",), tokens=1024, buffer_tokens=512)
 
 
 def test_a_writer_is_refused_while_another_lives_and_not_after_it_was_killed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mxd.course import FREE
 from mxd.errors import ConfigError, RunError
 from mxd.pipeline import train
 from mxd.train import Student
-from tests.small import save_host, save_texts
+from tests.small import small_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,20 +31,10 @@ STEPS = 16
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Options of a run of 16 steps that takes a second; its shuffle buffer is filled anew eight times."""
-    folder = tmp_path_factory.mktemp("small")
-    return TrainConfig(
-        out=folder / "run",
-        host=str(save_host(folder / "host", layers=2)),
-        text=(str(save_texts(folder / "texts", number=160)),),
-        layers=("1",),
+    return small_run(
+        tmp_path_factory.mktemp("small"),
         kinds=("mxd", "topk-sae"),
-        k=(2,),
-        tokens=4096,
-        tokens_per_step=256,
-        buffer_tokens=1024,
-        tokens_per_sequence=32,
         sequences_per_read=4,
-        device="cpu",
         log_every_steps=4,
         warmup_steps=2,
         save_every_minutes=0,
@@ -125,7 +115,7 @@ def test_a_run_stopped_by_hand_goes_on_to_the_same_bits(
     run = train(config, quiet=True)
     assert run.info["finished"] and bits(run) == bits(whole) and rows(run) == rows(whole)
     assert run.info["resumed"] == [1, 2, 7, 13]
-    assert not (run.path / resume.FOLDER).exists(), "a finished run has no more use for its states"
+    assert not (run.path / resume.STATE).exists(), "a finished run has no more use for its states"
     taken = [step for name, step in broken_off.taken if name == "mxd-k2"]
     steps = base.tokens * passes // 256
     assert taken == list(range(steps)) * 2, "no step was taken twice"
@@ -155,7 +145,7 @@ def test_a_crash_goes_back_to_the_last_state(
     config = replace(small, out=tmp_path / "run", save_every_tokens=4 * 256)
     broken_off(config, 11, RuntimeError("out of luck"))
     assert "once it is mended: mxd train --resume" in caplog.text
-    states = sorted(path.name for path in (config.out / resume.FOLDER).iterdir())
+    states = sorted(path.name for path in (config.out / resume.STATE).iterdir())
     assert len(states) == 2, "the last two are kept"
     assert bits(train(TrainConfig(resume=config.out), quiet=True)) == bits(whole)
 
@@ -171,7 +161,7 @@ def test_states_come_by_tokens_and_by_minutes(small: TrainConfig, tmp_path: Path
     assert saved == list(range(1, STEPS))
     saved.clear()
     run = train(replace(small, out=tmp_path / "c"), quiet=True)
-    assert saved == [] and not (run.path / resume.FOLDER).exists()
+    assert saved == [] and not (run.path / resume.STATE).exists()
     run = train(replace(small, out=tmp_path / "d", keep_state=True), quiet=True)
     assert saved == [STEPS] and resume.newest(run.path) is not None
 
@@ -182,7 +172,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     whole = train(replace(small, out=tmp_path / "whole"), quiet=True)
     config = replace(small, out=tmp_path / "run", save_every_tokens=1024)
     broken_off(config, 10)
-    newest = max((config.out / resume.FOLDER).iterdir())
+    newest = max((config.out / resume.STATE).iterdir())
     file = newest / "mxd-k2.safetensors"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -196,7 +186,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
 def test_with_all_states_damaged_nothing_is_guessed(small: TrainConfig, tmp_path: Path, broken_off: _Breaker) -> None:
     config = replace(small, out=tmp_path / "run")
     broken_off(config, 5)
-    state = next((config.out / resume.FOLDER).iterdir()) / "state.json"
+    state = next((config.out / resume.STATE).iterdir()) / "state.json"
     about = json.loads(state.read_text())
     about["step"] = 4
     state.write_text(json.dumps(about))
@@ -205,6 +195,19 @@ def test_with_all_states_damaged_nothing_is_guessed(small: TrainConfig, tmp_path
     del about["sha256"]
     about["format_version"] = 99
     write_sealed(state, about)
+    with pytest.raises(RunError, match=r"written by a newer mxd .* got 99 .* pip install --upgrade"):
+        train(config, quiet=True)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_by_a_newer_mxd_is_refused(small: TrainConfig, tmp_path: Path, broken_off: _Breaker, finished: bool) -> None:
+    config = replace(small, out=tmp_path / "run")
+    broken_off(config, 5)
+    info = json.loads((config.out / "run.json").read_text())
+    del info["sha256"]
+    write_sealed(config.out / "run.json", {**info, "format_version": 99, "finished": finished})
+    with pytest.raises(RunError, match=r"written by a newer mxd .* got 99 .* pip install --upgrade"):
+        train(replace(TrainConfig(), resume=config.out), quiet=True)
     with pytest.raises(RunError, match=r"written by a newer mxd .* got 99 .* pip install --upgrade"):
         train(config, quiet=True)
 
@@ -261,7 +264,7 @@ def test_resuming_what_is_finished_changes_nothing(small: TrainConfig, tmp_path:
     assert bits(train(TrainConfig(resume=run.path), quiet=True)) == before and len(broken_off.taken) == taken
     with pytest.raises(RunError, match="holds a finished run"):
         train(replace(small, out=tmp_path / "run"), quiet=True)
-    with pytest.raises(RunError, match=r"nowhere is not a run folder"):
+    with pytest.raises(RunError, match=r"nowhere does not exist"):
         train(TrainConfig(resume=tmp_path / "nowhere"), quiet=True)
 
 
@@ -356,7 +359,7 @@ def test_half_files_of_a_killed_process_go_and_nobody_elses_files(small: TrainCo
     config.out.mkdir()
     (config.out / ".run.json.x1.writing").write_text("{")
     broken_off(config, 5)
-    halves = [config.out / ".cfg.json.x2.writing", config.out / resume.FOLDER / ".writing-1" / "half", tmp_path / ".mine.writing"]
+    halves = [config.out / ".cfg.json.x2.writing", config.out / resume.STATE / ".writing-1" / "half", tmp_path / ".mine.writing"]
     for half in halves:
         half.parent.mkdir(exist_ok=True)
         half.write_text("half")
