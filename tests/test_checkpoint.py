@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from mxd import checkpoint, run_writer
-from mxd.checkpoint import Run, StudentRecord, load, read_json, save_layer, write_atomic, write_sealed
+from mxd.checkpoint import Run, StudentRecord, load, save_layer
 from mxd.errors import RunError
 from mxd.layers import LAYERS, Edited, Sizes, SparseLayer, build
 from mxd.run_writer import RunWriter, check_writable
+from mxd.sealed import read_json, write_atomic, write_sealed
 
 SIZES = Sizes(d_in=6, d_out=6, n_units=16, k=3, d_hidden=8, activation="silu", glu=True)
+ABOUT = {"config": {"host": "tiny", "text": ["news"], "tokens_per_sequence": 16}, "host": {"name": "tiny"}, "text": {"seed": 0}}
+"""What a run.json says besides its students."""
 
 
 def record(layer: SparseLayer, name: str = "mxd-k3", hookpoint: str = "layers.1.mlp") -> StudentRecord:
@@ -30,7 +33,7 @@ def write_run(path: Path, kind: str = "mxd", *, finished: bool = True) -> Sparse
     layer = build(kind, SIZES)
     about = record(layer, f"{kind}-k3")
     writer = RunWriter(path, overwrite=False)
-    writer.save([layer], [about], {"config": {}}, finished=finished)
+    writer.save([layer], [about], ABOUT, finished=finished)
     writer.finish()
     return layer
 
@@ -110,9 +113,18 @@ def test_damaged_weights_are_named(damage: str, tmp_path: Path) -> None:
         ("{", "is damaged"),
         ("[]", "a JSON object"),
         ('{"students": []}', "no format version"),
-        ('{"format_version": 1, "config": {}}', "a list of students"),
-        ('{"format_version": 1, "config": {}, "students": [{"name": "x"}]}', "a list of students"),
-        ('{"format_version": 1, "config": {}, "students": []}', "holds no student yet"),
+        (
+            '{"format_version": 1, "host": {}, "text": {}, "config": {"host": "x", "text": [], "tokens_per_sequence": 2}}',
+            "a list of students",
+        ),
+        (
+            '{"format_version": 1, "host": {}, "text": {}, "config": {"host": "x", "text": [], "tokens_per_sequence": 2}, "students": [{"name": "x"}]}',
+            "a list of students",
+        ),
+        (
+            '{"format_version": 1, "host": {}, "text": {}, "config": {"host": "x", "text": [], "tokens_per_sequence": 2}, "students": []}',
+            "holds no student yet",
+        ),
         ('{"format_version": 99, "students": []}', r"written by a newer mxd .* got 99 \| next: pip install --upgrade mxd"),
     ],
 )
@@ -178,7 +190,7 @@ def test_a_disk_that_fills_while_saving_costs_only_the_rest(tmp_path: Path, monk
     writer = RunWriter(tmp_path / "run", overwrite=False)
     records = [record(layers[0]), record(layers[1], "transcoder-k3")]
     with pytest.raises(OSError, match="No space"):
-        writer.save(layers, records, {"config": {}}, finished=True)
+        writer.save(layers, records, ABOUT, finished=True)
     writer.abandon()
     run = Run.open(tmp_path / "run")
     assert [s.name for s in run.students] == ["mxd-k3"] and run.info["finished"] is False

@@ -18,10 +18,11 @@ import pytest
 
 import mxd
 from mxd import cli, pipeline, recipes, sources, training
-from mxd.checkpoint import Run, read_json, write_sealed
+from mxd.checkpoint import Run
 from mxd.config import TrainConfig
 from mxd.errors import AssetError, ConfigError, RunError
 from mxd.options import OPTIONS, EvalOptions, narrowed
+from mxd.sealed import read_json, write_sealed
 from tests import small
 
 
@@ -462,7 +463,7 @@ def test_ctrl_c_in_training_saves_what_there_is(mxd_, host: Path, texts: Path, t
     assert mxd_("train", f"--resume={out}", "--kinds", *kinds).code == 0
     assert Run.open(out).info["config"]["kinds"] == list(kinds)
     assert "expected --lr None" in one_error_line(mxd_("train", "--resume", out, "--lr", 0.1))
-    assert "is not a run folder" in one_error_line(mxd_("train", "--resume", tmp_path / "none"))
+    assert "does not exist" in one_error_line(mxd_("train", "--resume", tmp_path / "none"))
     assert "name different folders" in one_error_line(mxd_("train", "--resume", out, "--out", tmp_path / "other"))
 
 

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from mxd import cache as cache_module
 from mxd import shards
 from mxd.cache import Cache, CacheWriter, check_writable, disk_bytes
-from mxd.checkpoint import read_json, write_sealed
 from mxd.errors import ConfigError, RunError
 from mxd.harvest import Batch
+from mxd.sealed import read_json, write_sealed
 from mxd.shards import FORMATS, Shard, ShardReader, ShardWriter, Widths
 from mxd.sites import MLPSite, MLPWeights
 
@@ -160,7 +160,11 @@ def stream(tokens: int, per_read: int = 8) -> Iterator[dict[str, Batch]]:
 
 
 def writer_at(path: Path, *, tokens: int = 48, store: str = "float32", per_shard: int = 16) -> CacheWriter:
-    info = {"config": {"tokens_per_sequence": 4, "sequences_per_read": 2}, "host": {"name": "tiny"}, "text": {"seed": 0}}
+    info = {
+        "config": {"host": "tiny", "text": ["news"], "tokens_per_sequence": 4, "sequences_per_read": 2},
+        "host": {"name": "tiny"},
+        "text": {"seed": 0},
+    }
     writer = CacheWriter(path, sites=SITES, store=store, tokens=tokens, tokens_per_shard=per_shard, info=info)
     for site in SITES:
         writer.add_weights(site.hookpoint, weights(site))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from mxd import config, pipeline, recipes, studies, study
-from mxd.checkpoint import read_json, write_sealed
 from mxd.cli import main, parse
 from mxd.config import EvalConfig, StudyConfig, TrainConfig
 from mxd.errors import ConfigError
 from mxd.plan import check, train_steps
+from mxd.sealed import read_json, write_sealed
 from mxd.studies import STUDIES, Study
 
 from .small import save_host, save_texts

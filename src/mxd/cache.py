@@ -21,12 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from .checkpoint import read_json, write_atomic, write_sealed
+from .checkpoint import HostRecord, TextRecord
+from .config import HarvestConfig
 from .errors import ConfigError, RunError
 from .harvest import Batch
+from .sealed import check_sum, check_version, read_json, write_atomic, write_sealed
 from .shards import FORMATS, MEND, Shard, ShardReader, ShardWriter, Widths, check_size
 from .sites import MLPSite, MLPWeights
-from .typed import leads_out, wrong
+from .typed import leads_out, options, wrong
 
 FORMAT_VERSION = 1
 """Version of the folder; a newer one is refused."""
@@ -93,12 +95,7 @@ class Cache:
         info = read_json(manifest)
         if not isinstance(info, dict) or info.get("what") != WHAT:
             raise RunError(f"{manifest} was not written by mxd harvest", expected=f'"what": "{WHAT}"', next="mxd harvest --out DIR")
-        version = info.get("format_version")
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            newer = isinstance(version, int)
-            what = f"{path} was written by a newer mxd" if newer else f"{manifest} has no format version"
-            upgrade = "pip install --upgrade mxd" if newer else MEND
-            raise RunError(what, expected=f"format version up to {FORMAT_VERSION}", got=str(version), next=upgrade)
+        check_version(info.get("format_version"), path, FORMAT_VERSION)
         try:
             hookpoints = _stored(path, info)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -137,12 +134,9 @@ class Cache:
         shard = self._hookpoints[hookpoint].weights
         check_size(self.path, shard)
         path = self.path / shard.file
-        data = path.read_bytes()
-        found = hashlib.sha256(data).hexdigest()
-        if found != shard.sha256:
-            raise RunError(f"{path} was changed", expected=f"sha256 {shard.sha256[:12]}…", got=f"{found[:12]}…", next=MEND)
+        check_sum(path, shard.sha256, mend=MEND)
         try:
-            tensors = load_tensors(data)
+            tensors = load_tensors(path.read_bytes())
             rest = {name: tensors.get(name) for name in ("b_E", "E_gate", "b_gate", "b_D")}
             return MLPWeights(E=tensors["E"], D=tensors["D"], **rest)
         except (SafetensorError, KeyError) as error:
@@ -228,6 +222,9 @@ class Cache:
 
 def _stored(path: Path, info: dict[str, Any]) -> dict[str, Stored]:
     """The hookpoints of a manifest, checked against each other and for paths that lead out of the folder."""
+    info["config"] = options(HarvestConfig, info["config"], ("host", "text", "tokens_per_sequence", "sequences_per_read"))
+    if unfit := [*wrong(HostRecord, info["host"]), *wrong(TextRecord, info["text"])]:
+        raise ValueError(", ".join(unfit))
     if info["dtype"] not in FORMATS or info["split"] != "train" or not isinstance(info["finished"], bool):
         raise ValueError(f"dtype {info['dtype']}, split {info['split']}, finished {info['finished']}")
     found: dict[str, Stored] = {}

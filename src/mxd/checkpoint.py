@@ -11,16 +11,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -28,14 +25,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from .config import TrainConfig
 from .errors import RunError, nearest
 from .interop import sparsify
 from .layers import Edited, SparseLayer, from_description
-from .typed import leads_out, wrong
+from .sealed import MEND, check_sum, check_version, read_json, write_atomic, write_sealed
+from .typed import leads_out, options, wrong
 
 FORMAT_VERSION = 1
 """Version of the run folder; a newer one is refused."""
-MEND = "copy the run folder again, whole, or train again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -96,93 +94,6 @@ class StudentRecord:
 
 STATE = "state"
 """Folder of a run in which `mxd.resume` keeps what going on needs."""
-UNFINISHED = ".writing"
-"""End of the names of files that are being written; after a crash they mean nothing."""
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside, flush to disk, then rename: a reader sees the old file or the new one, never half of either."""
-    data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Flush to disk which files are in a folder, where the system knows how."""
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-SEAL = "sha256"
-"""Key of a JSON file under which the checksum of all the rest of it stands."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically; numbers that are not finite are refused."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """As `write_json`, with a checksum of the rest under `SEAL`, by which `read_json` knows a file that was changed."""
-    write_atomic(path, sealed(value))
-
-
-def sealed(value: Mapping[str, Any]) -> str:
-    """What `write_sealed` writes."""
-    plain = json.loads(json.dumps(value, allow_nan=False))  # keys and tuples as they come back
-    return json.dumps({**plain, SEAL: _digest(plain)}, indent=2, ensure_ascii=False) + "\n"
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in `path`, without its seal if it has one.
-
-    Raises:
-        RunError: the file is missing, is not JSON, or is not what was sealed.
-    """
-    found = _read_json(path)
-    if not isinstance(found, dict) or SEAL not in found:
-        return found
-    seal = found.pop(SEAL)
-    if seal != _digest(found):
-        raise RunError(f"{path} was changed", expected=f"{SEAL} {str(seal)[:12]}…", got=f"{_digest(found)[:12]}…", next=MEND)
-    return found
-
-
-def check_sum(path: Path, expected: str, *, what: str = "was changed", mend: str = MEND) -> None:
-    """Raise `RunError`, which says `what` of the file and how to `mend` it, unless it has this sha256."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-    if found != expected:
-        raise RunError(f"{path} {what}", expected=f"sha256 {str(expected)[:12]}…", got=f"{found[:12]}…", next=mend)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError("a file of the run is missing", expected=str(path), next=MEND) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise RunError(f"{path} is damaged", expected="JSON", got=str(error), next=MEND) from None
 
 
 def save_layer(folder: Path, layer: SparseLayer, record: StudentRecord | None = None) -> None:
@@ -220,7 +131,7 @@ def load_layer(folder: Path, device: str | torch.device = "cpu") -> SparseLayer:
     if not isinstance(about, dict):
         got = ", ".join(sorted(cfg)[:6]) if isinstance(cfg, dict) else type(cfg).__name__
         raise RunError(f"{folder} was not saved by mxd", expected="cfg.json with an 'mxd' entry", got=got)
-    check_version(about.get("format_version"), folder)
+    check_version(about.get("format_version"), folder, FORMAT_VERSION)
     if not isinstance(about.get("layer"), dict) or not isinstance(about.get("weights_sha256"), str):
         raise RunError(f"{folder / 'cfg.json'} is damaged", expected="a layer and the checksum of its weights", next=MEND)
     layer = from_description(about["layer"], device="meta")
@@ -256,24 +167,44 @@ def _weights_name(kind: str) -> str:
     return sparsify.WEIGHTS_FILE if kind in sparsify.KINDS else "mxd.safetensors"
 
 
-def check_version(version: Any, path: Path, newest: int = FORMAT_VERSION) -> None:
-    """Raise `RunError` unless `version` is a format version that this mxd reads."""
-    if not isinstance(version, int):
-        raise RunError(f"{path} has no format version", expected=f"format_version up to {newest}", got=str(version))
-    if version > newest:
-        raise RunError(
-            f"{path} was written by a newer mxd",
-            expected=f"format version up to {newest}",
-            got=str(version),
-            next="pip install --upgrade mxd",
-        )
+class _Info(TypedDict):
+    """What of run.json is read again; `mxd.run_info` describes it."""
+
+    students: list[dict[str, Any]]
+    host: dict[str, Any]
+    text: dict[str, Any]
+    activations: dict[str, Any] | None
+    finished: bool
+    train_tokens: int
+    metrics_sha256: str
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    recipes: dict[str, list[dict[str, Any]]]
+    legs: list[list[int]]
+    adding: list[str]
+    resumed: list[int]
+
+
+class HostRecord(TypedDict):
+    """What of a host's record is read again."""
+
+    name: str
+    revision: str | None
+    fingerprint: str
+
+
+class TextRecord(TypedDict):
+    """What of a text's record is read again."""
+
+    seed: int
 
 
 def read_info(path: Path) -> dict[str, Any]:
     """run.json of the run folder at `path`.
 
     Raises:
-        RunError: there is none, it is not a run, or of a newer format.
+        RunError: there is none, it is not a run, of a newer format, or not of the types that `mxd train` writes.
     """
     if not (path / "run.json").is_file():
         what = "is not a run folder" if path.exists() else "does not exist"
@@ -281,10 +212,13 @@ def read_info(path: Path) -> dict[str, Any]:
     info = read_json(path / "run.json")
     if not isinstance(info, dict):
         raise RunError(f"{path / 'run.json'} is damaged", expected="a JSON object", got=type(info).__name__)
-    check_version(info.get("format_version"), path)
-    if not isinstance(info.get("config"), dict):
-        raise RunError(f"{path / 'run.json'} is damaged", expected="the options of the run", got=type(info.get("config")).__name__)
-    return info
+    check_version(info.get("format_version"), path, FORMAT_VERSION)
+    try:
+        if unfit := [*wrong(_Info, info), *wrong(HostRecord, info["host"]), *wrong(TextRecord, info["text"])]:
+            raise ValueError(", ".join(unfit))
+        return {**info, "config": options(TrainConfig, info["config"], ("host", "text", "tokens_per_sequence"))}
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path / 'run.json'} is damaged", expected="what mxd train writes", got=str(error), next=MEND) from None
 
 
 def records(path: Path, info: Mapping[str, Any]) -> list[StudentRecord]:

@@ -46,7 +46,7 @@ SPLITS = ("test", "validation")
 
 
 def demo(options: DemoOptions) -> None:
-    from . import pipeline, recipes
+    from . import pipeline, printing, recipes, tables
     from .checkpoint import Run
 
     given = {name: value for name in ("tokens", "passes", "seed") if (value := getattr(options, name)) is not None}
@@ -57,15 +57,13 @@ def demo(options: DemoOptions) -> None:
         run = pipeline.train(config)
     elif (run.path / "report.json").is_file():
         print(f"{run.path} is finished already; this is its result (--overwrite trains anew)")
-        return _print_report(run.path)
+        return printing.report(run.path)
     trained = time.perf_counter()
     pipeline.evaluate(run, EvalConfig())
     run = Run.open(run.path)
-    _print_report(run.path)
-    from . import tables
-
+    printing.report(run.path)
     ended = time.perf_counter()
-    print(tables.time_line(_time_split(run, trained - began, ended - trained)))
+    print(tables.time_line(printing.time_split(run, trained - began, ended - trained)))
 
 
 def harvest(config: HarvestConfig) -> None:
@@ -77,26 +75,27 @@ def harvest(config: HarvestConfig) -> None:
 
 
 def train(config: TrainConfig) -> None:
-    from . import pipeline
+    from . import pipeline, printing
 
     run = pipeline.train(config)
-    _print_run(run)
+    printing.run(run)
     print(f"next: mxd eval {run.path}")
 
 
 def evaluate(options: EvalOptions) -> None:
-    from . import pipeline
+    from . import pipeline, printing
 
     config = narrowed(options, EvalConfig)
     pipeline.evaluate(options.run, config)
-    _print_report(options.run, config.split, config.edit)
+    printing.report(options.run, config.split, config.edit)
 
 
 def report(options: ReportOptions) -> None:
+    from . import printing
     from .evals.report import write_report
 
     write_report(options.run, _split(options.split), options.edit.stem if options.edit else None)
-    _print_report(options.run, options.split, options.edit)
+    printing.report(options.run, options.split, options.edit)
 
 
 def generate(options: GenerateOptions) -> None:
@@ -146,9 +145,10 @@ def info(options: InfoOptions) -> None:
 
     path = Path(options.what).expanduser()
     if (path / "run.json").is_file():
+        from . import printing
         from .checkpoint import Run
 
-        return _print_run(Run.open(path))
+        return printing.run(Run.open(path))
     if (path / "manifest.json").is_file():
         from .cache import Cache
 
@@ -251,45 +251,6 @@ def _finished(path: Path, given: dict[str, Any]) -> Run | None:
     run = Run.open(path)
     made = run.info["config"]
     return run if run.info.get("finished") and all(made[name] == value for name, value in given.items()) else None
-
-
-def _print_run(run: Run) -> None:
-    from . import tables
-
-    read = run.info.get("train_tokens")
-    state = "finished" if run.info.get("finished") else "interrupted"
-    title = f"{run.path}: {state}, host {run.info['host']['name']}" + (f", {read:,} training tokens read" if read else "")
-    tables.console().print(tables.run_table(title, run.students))
-
-
-def _print_report(path: Path, split: str = "test", edit: Path | None = None) -> None:
-    from . import tables
-    from .checkpoint import Run
-    from .evals import figures, report
-
-    run = Run.open(path)
-    name = edit.stem if edit else None
-    found = report.read(run, split, name)
-    for hookpoint in figures.hookpoints(found):
-        heads, rows = report.table(found, hookpoint)
-        title = f"{found['host']}, {hookpoint}. {report.headline(found, hookpoint)}"
-        console = tables.console()
-        console.print(tables.report_table(title, heads, rows, width=console.width))
-        for student in figures.students_at(found, hookpoint):
-            if student.get("routing"):
-                print(f"{student['name']}: {report.against_controls(found, student)} {report.verdict(student)}")
-    print(f"report: {report.files(run, split, name)['html']}")
-
-
-def _time_split(run: Run, training: float, evaluation: float) -> dict[str, float]:
-    """Seconds by part: those the pipeline kept, the students' own, and what is left of the measured whole."""
-    if training < 1:
-        return {"evaluation": evaluation}
-    kept = run.info.get("seconds", {})
-    split = {part: float(seconds) for part, seconds in kept.items() if part != "warm start"}
-    split["students"] = sum(record.train_seconds for record in run.students)
-    split["rest"] = max(training - sum(split.values()), 0.0)
-    return {**split, "evaluation": evaluation}
 
 
 def _defaults(verb: str, args: Sequence[str]) -> Any:

@@ -18,9 +18,9 @@ from .config import TrainConfig
 from .errors import ConfigError, RunError
 from .plan import train_steps
 from .resume import State
-from .run_info import plain
 from .run_writer import check_writable
 from .train import StudentSpec
+from .typed import plain
 
 log = logging.getLogger("mxd")
 
@@ -121,7 +121,7 @@ def course(config: TrainConfig, *, going_on: bool) -> Course | None:
     changed = changes(made, config)
     if not info.get("finished") and not info.get("students") and state is None:
         return new  # broken off before anything was kept
-    legs = tuple(Leg(*leg) for leg in info.get("legs", ())) or (Leg(made["tokens"], train_steps(made["tokens"], config)),)
+    legs = _legs(info) or (Leg(made["tokens"], train_steps(made["tokens"], config)),)
     training = set(state.numbers if state else info.get("adding", ()))
     found = Course(config, legs, state, info, tuple(record for record in records(path, info) if record.name not in training))
     if state is None and not info.get("finished") and not info.get("adding"):
@@ -143,9 +143,15 @@ def course(config: TrainConfig, *, going_on: bool) -> Course | None:
     )
 
 
+def _legs(info: Mapping[str, Any]) -> tuple[Leg, ...]:
+    try:
+        return tuple(Leg(*leg) for leg in info.get("legs", ()))
+    except TypeError as error:
+        raise RunError("run.json is damaged", expected="legs of (tokens, steps)", got=str(error)) from None
+
+
 def changes(made: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """The options by which `config` asks for other numbers than those that a run with the options `made` (of its run.json) has."""
-    made = {**plain(TrainConfig()), **made}  # a run of before an option was is one at its default
     return [name for name, value in plain(config).items() if name not in FREE and not _same(made[name], value)]
 
 

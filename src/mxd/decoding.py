@@ -184,7 +184,7 @@ class _Picker:
         self._rows = None if isinstance(seed, int) else torch.tensor([list(self._noise).index(one) for one in seeds])
         self._counts: Tensor | None = None
 
-    def __call__(self, scores: Float[Tensor, "row vocab"]) -> Int64[Tensor, "row"]:
+    def __call__(self, scores: Float[Tensor, "row vocab"]) -> Int64[Tensor, " row"]:
         if self.penalty:
             self._counts = torch.zeros_like(scores) if self._counts is None else self._counts
             scores = scores - self.penalty * self._counts
@@ -193,7 +193,7 @@ class _Picker:
             self._counts.scatter_add_(1, chosen[:, None], torch.ones_like(self._counts[:, :1]))
         return chosen
 
-    def _sample(self, scores: Float[Tensor, "row vocab"]) -> Int64[Tensor, "row"]:
+    def _sample(self, scores: Float[Tensor, "row vocab"]) -> Int64[Tensor, " row"]:
         # minus the logarithm of an exponential variable is Gumbel noise
         drawn = [torch.empty(scores.shape[-1], dtype=torch.float64).exponential_(generator=noise) for noise in self._noise.values()]
         gumbel = -torch.stack(drawn).log()

@@ -17,10 +17,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from .checkpoint import Run, StudentRecord, write_json
+from .checkpoint import Run, StudentRecord
 from .config import EditConfig
 from .errors import ConfigError, RunError
 from .layers import Edited, SparseLayer
+from .sealed import write_json
 
 FORMAT_VERSION = 1
 """Version of the file; a newer one is refused."""

@@ -22,9 +22,10 @@ from .host import Host
 from .locks import only_writer
 from .plan import check_harvest, check_space
 from .progress import Bar
-from .run_info import made_with, plain
+from .run_info import made_with
 from .text import Corpus
 from .training import train as train
+from .typed import plain
 
 
 def harvest(config: HarvestConfig, *, quiet: bool = False) -> Cache:

@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from .checkpoint import STATE, check_sum, check_version, read_json, sync_folder, write_atomic, write_sealed
+from .checkpoint import STATE
 from .errors import RunError
+from .sealed import check_sum, check_version, read_json, sync_folder, write_atomic, write_sealed
 from .train import Student
 
 log = logging.getLogger("mxd")

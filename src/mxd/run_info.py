@@ -13,8 +13,9 @@ import torch
 
 from . import recipes
 from .checkpoint import StudentRecord
-from .config import HarvestConfig, TrainConfig
+from .config import TrainConfig
 from .train import Student
+from .typed import plain
 
 
 def describe(config: TrainConfig, device: torch.device, source: dict[str, Any]) -> dict[str, Any]:
@@ -32,11 +33,6 @@ def describe(config: TrainConfig, device: torch.device, source: dict[str, Any]) 
         **made_with(device),
         "seed": config.seed,
     }
-
-
-def plain(config: TrainConfig | HarvestConfig) -> dict[str, Any]:
-    """A configuration as JSON takes it."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()}
 
 
 def made_with(device: torch.device) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import FORMAT_VERSION, STATE, UNFINISHED, Run, StudentRecord, read_json, save_layer, write_sealed
+from .checkpoint import FORMAT_VERSION, STATE, Run, StudentRecord, save_layer
 from .errors import RunError
 from .layers import SparseLayer
+from .sealed import UNFINISHED, read_json, write_sealed
 
 
 class RunWriter:

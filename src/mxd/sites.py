@@ -61,11 +61,11 @@ class MLPWeights(NamedTuple):
     """
 
     E: Float[Tensor, "d_in d_hidden"]
-    b_E: Float[Tensor, "d_hidden"] | None
+    b_E: Float[Tensor, " d_hidden"] | None
     E_gate: Float[Tensor, "d_in d_hidden"] | None
-    b_gate: Float[Tensor, "d_hidden"] | None
+    b_gate: Float[Tensor, " d_hidden"] | None
     D: Float[Tensor, "d_hidden d_out"]
-    b_D: Float[Tensor, "d_out"] | None
+    b_D: Float[Tensor, " d_out"] | None
 
 
 class Activations(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import pipeline
 from .cache import Cache
-from .checkpoint import STATE, Run, read_json, write_json
+from .checkpoint import STATE, Run
 from .config import EvalConfig, HarvestConfig, StudyConfig, TrainConfig
 from .course import changes
 from .devices import find_device
@@ -23,8 +23,9 @@ from .evals.brief import brief
 from .ops import current, using
 from .plan import settled
 from .recipes import Recipe, chosen
-from .run_info import plain
+from .sealed import read_json, write_json
 from .studies import Study, study
+from .typed import plain
 
 FORMAT_VERSION = 1
 KEPT = (

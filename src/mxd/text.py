@@ -46,7 +46,7 @@ class TokenBlock(NamedTuple):
 
     ids: Int64[Tensor, "sequence position"]
     """Token ids; BOS at position 0 where the tokenizer has one."""
-    documents: Int64[Tensor, "sequence"]
+    documents: Int64[Tensor, " sequence"]
     """The document in which each sequence starts, as `hash63` of its id: the unit to resample in a bootstrap."""
 
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from . import resume
 from .cache import MANIFEST, Cache
-from .checkpoint import Run, StudentRecord, check_sum, read_json
+from .checkpoint import Run, StudentRecord
 from .errors import MxdError, RunError
+from .sealed import check_sum, read_json
 
 
 class Checked(NamedTuple):

@@ -65,11 +65,19 @@ def write_run(path: Path, text: Path, kinds: tuple[str, ...] = tuple(LAYERS), ho
         )  # fmt: skip
         layers.append(layer)
         records.append(record)
-    config = {"tokens_per_sequence": LENGTH, "text": [str(text)], "text_column": "text", "seed": 0, "budget": "16x", "recipe": "ours"}
+    config = {
+        "host": "tiny",
+        "tokens_per_sequence": LENGTH,
+        "text": [str(text)],
+        "text_column": "text",
+        "seed": 0,
+        "budget": "16x",
+        "recipe": ["ours"],
+    }
     about = {
         "config": {**config, "loss": "norm-weighted"},
         "host": {"name": "tiny", "revision": None, "fingerprint": "0" * 64},
-        "text": {"sources": [{"name": text.name}]},
+        "text": {"sources": [{"name": text.name}], "seed": 0},
         "train_tokens": 640,
     }
     writer.save(layers, records, about, finished=True)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from mxd.checkpoint import read_json, write_sealed
 from mxd.config import PARTS, EvalConfig
 from mxd.errors import ConfigError, TextError
 from mxd.evals import suite
 from mxd.evals.evaluate import evaluate
 from mxd.evals.parts import Found, Part, Section, Student, Subject, Table
+from mxd.sealed import read_json, write_sealed
 from mxd.text import Corpus
 
 from .hosts import tiny_llama, write_run, write_text

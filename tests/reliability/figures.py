@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from mxd.checkpoint import write_json
+from mxd.sealed import write_json
 
 ASKED = "MXD_RELIABILITY_FIGURES"
 """Environment variable with the path of the file; ``make torture`` sets it."""

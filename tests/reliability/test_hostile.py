@@ -22,13 +22,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mxd import checkpoint, edits, pipeline, resume
+from mxd import checkpoint, edits, pipeline, printing, resume
 from mxd.cache import Cache
-from mxd.checkpoint import Run, read_json, write_sealed
+from mxd.checkpoint import Run
 from mxd.config import EditConfig, EvalConfig, HarvestConfig, TrainConfig
 from mxd.errors import MxdError
 from mxd.evals import report
 from mxd.pipeline import train
+from mxd.sealed import read_json, write_sealed
 from tests.reliability.figures import note
 from tests.small import save_host, save_texts
 
@@ -56,6 +57,9 @@ def read_run(folder: Path) -> None:
     run.metrics()
     for record in run.students:
         run.load(record.name)
+    printing.run(run)
+    if run.students:
+        edits.make(EditConfig(student=run.students[0].name, ablate=(1,)), run)
 
 
 def read_cache(folder: Path) -> None:
@@ -76,7 +80,13 @@ def read_state(folder: Path) -> None:
 
 
 def read_report(folder: Path) -> None:
-    report.read(Run.open(folder / "run"))
+    before = {path: path.read_bytes() for path in (folder / "run").glob("report.*")}
+    try:
+        report.write_report(folder / "run")
+        printing.report(folder / "run")
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
 
 
 READERS: dict[str, Callable[[Path], None]] = {

@@ -14,11 +14,12 @@ import torch
 
 from mxd import cli, pipeline
 from mxd.cache import Cache
-from mxd.checkpoint import Run, read_json, write_json, write_sealed
+from mxd.checkpoint import Run
 from mxd.config import EvalConfig, HarvestConfig, TrainConfig
 from mxd.errors import MxdError, RunError
 from mxd.evals import report
 from mxd.pipeline import train
+from mxd.sealed import read_json, write_json, write_sealed
 from mxd.verify import verify
 from tests.reliability.figures import note
 from tests.small import save_host, save_texts

@@ -15,11 +15,12 @@ import pytest
 
 from mxd import pipeline, resume
 from mxd.cache import Cache
-from mxd.checkpoint import Run, read_json, write_sealed
+from mxd.checkpoint import Run
 from mxd.config import HarvestConfig, TrainConfig
 from mxd.course import FREE
 from mxd.errors import ConfigError, RunError
 from mxd.pipeline import train
+from mxd.sealed import read_json, write_sealed
 from mxd.train import Student
 from tests.small import small_run
 

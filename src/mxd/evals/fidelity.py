@@ -31,7 +31,7 @@ HISTOGRAM_EDGES = [round(-5 + 0.25 * i, 2) for i in range(21)]
 class Constant(nn.Module):
     """Returns one vector [d_out] at every position: zero ablation with zeros, mean ablation with the mean of y."""
 
-    def __init__(self, value: Float[Tensor, "d_out"]) -> None:
+    def __init__(self, value: Float[Tensor, " d_out"]) -> None:
         super().__init__()
         self.value = nn.Parameter(value.clone(), requires_grad=False)
 
@@ -132,9 +132,9 @@ class HeldOut(NamedTuple):
     """What the MLP received, float32."""
     y: Float[Tensor, "token d_out"]
     """What it returned, float32."""
-    first: Bool[Tensor, "token"]
+    first: Bool[Tensor, " token"]
     """True at the first position of a sequence."""
-    documents: Int[Tensor, "token"]
+    documents: Int[Tensor, " token"]
     """Number of the document (0, 1, ..) that the token's sequence starts in: the unit of the bootstrap."""
 
     def without_first(self) -> HeldOut:
@@ -163,7 +163,7 @@ def variation(y: Float[Tensor, "token d_out"]) -> Tensor:
     return torch.cat([squared_norms(part - mean) for part in y.split(TOKENS_AT_ONCE)])
 
 
-def sum_by(documents: Int[Tensor, "token"], *columns: Tensor) -> Tensor:
+def sum_by(documents: Int[Tensor, " token"], *columns: Tensor) -> Tensor:
     """Sums of per-token columns over each document: float64 [document, column]."""
     stacked = torch.stack(columns, 1)
     total = stacked.new_zeros(int(documents.max()) + 1, len(columns))
@@ -231,7 +231,7 @@ def activation_statistics(layer: SparseLayer, held_out: HeldOut, *, resamples: i
     }
 
 
-def _firing(fired: Int[Tensor, "token"], counts: Int[Tensor, "n_units"]) -> dict[str, Any]:
+def _firing(fired: Int[Tensor, " token"], counts: Int[Tensor, " n_units"]) -> dict[str, Any]:
     names = ("l0", "dead_fraction", "max_firing_frequency", "n_units_above_half", "firing_histogram")
     if not len(counts):
         return dict.fromkeys(names)

@@ -6,13 +6,15 @@ Everything here is made from the report and the metrics alone, so that a report 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoint import Run, read_json, sealed, write_atomic
+from ..checkpoint import Run
 from ..errors import RunError
 from ..recipes import counterpart
+from ..sealed import read_json, sealed, write_atomic
 from . import figures, sections, suite
 from .figures import Report, Student, at_hookpoint, hookpoints, students_at
 from .parts import finite
@@ -73,10 +75,21 @@ def write_report(path: str | Path, split: str = "test", edit: str | None = None)
     """Draw a run's report again from its report.json and metrics.jsonl, without measuring again; returns the files' paths.
 
     Raises:
-        RunError: no run there, or it was not evaluated yet.
+        RunError: no run there, it was not evaluated yet, or the report is none that mxd wrote.
     """
     run = Run.open(path)
-    return write(run, read(run, split, edit))
+    found = read(run, split, edit)
+    with understood(files(run, split, edit)["json"]):
+        return write(run, found)
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Raise `RunError` for what stumbles over the content of a report that someone else may have written."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise RunError(f"{path} is damaged", expected="what mxd eval writes", got=repr(error), next=f"mxd eval {path.parent}") from error
 
 
 class Column(NamedTuple):

@@ -71,7 +71,7 @@ def _parts(layer: MixtureOfDecoders, x: Tensor) -> Parts:
 
 
 @torch.no_grad()
-def modulation(layer: MixtureOfDecoders, parts: Parts, permutation: Int[Tensor, "n_units"] | None = None) -> Float[Tensor, "token d_out"]:
+def modulation(layer: MixtureOfDecoders, parts: Parts, permutation: Int[Tensor, " n_units"] | None = None) -> Float[Tensor, "token d_out"]:
     """m = Cᵀa; with a permutation, unit n uses row permutation[n] of C."""
     indices = parts.indices if permutation is None else permutation[parts.indices]
     return expert_mix(parts.values, indices, layer.C)
@@ -150,7 +150,7 @@ def _readout_errors(ridge: Ridge, hidden: Iterable[Tensor], y: Tensor) -> Tensor
     return torch.cat([squared_norms(part.to(z) - gemm.linear(z, weight, ridge.bias)) for z, part in parts])
 
 
-def expert_permutations(parts: Parts, n_units: int, *, count: int, seed: int) -> list[Int[Tensor, "n_units"]]:
+def expert_permutations(parts: Parts, n_units: int, *, count: int, seed: int) -> list[Int[Tensor, " n_units"]]:
     """Permutations of the experts that fire on these tokens, within strata of firing frequency x mean activation.
 
     Experts are cut into `STRATA` equal groups by frequency, each of these into as many by mean activation (of the tokens on
@@ -194,7 +194,7 @@ def permuted_errors(
     return total / max(permutations, 1)
 
 
-def mean_activation(parts: Parts, n_units: int) -> Float[Tensor, "n_units"]:
+def mean_activation(parts: Parts, n_units: int) -> Float[Tensor, " n_units"]:
     """ā, the mean of a over these tokens."""
     total = parts.values.new_zeros(n_units)
     return total.index_add_(0, parts.indices.flatten(), parts.values.flatten()) / max(len(parts.values), 1)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checkpoint import Run, StudentRecord, read_json, write_sealed
+from ..checkpoint import Run, StudentRecord
 from ..config import PARTS, EvalConfig
 from ..errors import ConfigError, LayerError, MxdError, RunError, nearest
+from ..sealed import read_json, write_sealed
 from .parts import Part, Section, Shared, Student, Subject, finite, missing
 
 if TYPE_CHECKING:

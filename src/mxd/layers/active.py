@@ -14,7 +14,7 @@ from ..ops.transpose import Plan
 
 
 def active(
-    x: Float[Tensor, "token d_in"], weight: Float[Tensor, "n_units d_in"], bias: Float[Tensor, "n_units"], k: int, plan: Plan
+    x: Float[Tensor, "token d_in"], weight: Float[Tensor, "n_units d_in"], bias: Float[Tensor, " n_units"], k: int, plan: Plan
 ) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
     """Values and indices of the active units of a = TopK_K(ReLU(weight x + bias)).
 
@@ -27,7 +27,7 @@ def active(
 
 
 def relu_gate(
-    x: Float[Tensor, "token d_in"], weight: Float[Tensor, "n_units d_in"], bias: Float[Tensor, "n_units"]
+    x: Float[Tensor, "token d_in"], weight: Float[Tensor, "n_units d_in"], bias: Float[Tensor, " n_units"]
 ) -> tuple[Float[Tensor, "token active"], Int[Tensor, "token active"]]:
     """Values and indices of all units with a positive score; tokens with fewer than the most have values 0 behind.
 

@@ -12,7 +12,7 @@ from .base import Code, SparseLayer
 
 
 def aux_output(
-    layer: SparseLayer, x: Float[Tensor, "token d_in"], code: Code, dead: Int[Tensor, "n_dead"], k: int
+    layer: SparseLayer, x: Float[Tensor, "token d_in"], code: Code, dead: Int[Tensor, " n_dead"], k: int
 ) -> Float[Tensor, "token d_out"]:
     """What the `k` strongest dead units of each token would add to the output: ê of the auxiliary loss |y − ŷ − ê|².
 

@@ -44,7 +44,7 @@ class Units(NamedTuple):
 
     weight: Float[Tensor, "n_units d_in"]
     """The gate's (encoder's) rows."""
-    bias: Float[Tensor, "n_units"]
+    bias: Float[Tensor, " n_units"]
     """Its bias."""
     table: Float[Tensor, "n_units d_out"]
     """What the units write: C of MxD, W_dec of transcoders and SAEs."""

@@ -85,7 +85,7 @@ def dense_path(
     D: Float[Tensor, "d_hidden d_out"],
     hidden: Float[Tensor, "token d_hidden"] | None,
     x: Float[Tensor, "token d_in"] | None,
-    bias: Float[Tensor, "d_out"] | None = None,
+    bias: Float[Tensor, " d_out"] | None = None,
     gain: Float[Tensor, "token d_hidden"] | None = None,
 ) -> Float[Tensor, "token d_out"]:
     """Dᵀ(gain * z) + bias of a given z, or of the z of x, which is then made a piece at a time and made again in the backward pass.

@@ -62,7 +62,7 @@ class TopKSAE(SparseLayer):
         return x - self.b_dec
 
     @torch.no_grad()
-    def latent(self, n: int) -> Float[Tensor, "d_out"]:
+    def latent(self, n: int) -> Float[Tensor, " d_out"]:
         """The direction latent n writes: what it adds to the output is a_n times it.
 
         Raises:

@@ -65,7 +65,7 @@ class Transcoder(SparseLayer):
         return Units(self.W_enc, self.b_enc, self.W_dec)
 
     @torch.no_grad()
-    def latent(self, n: int) -> Float[Tensor, "d_out"]:
+    def latent(self, n: int) -> Float[Tensor, " d_out"]:
         """The direction latent n writes: what it adds to the output is a_n times it.
 
         Raises:
@@ -108,7 +108,7 @@ class SkipTranscoder(SparseLayer):
         return Units(self.W_enc, self.b_enc, self.W_dec)
 
     @torch.no_grad()
-    def latent(self, n: int) -> Float[Tensor, "d_out"]:
+    def latent(self, n: int) -> Float[Tensor, " d_out"]:
         """The direction latent n writes: what it adds to the output is a_n times it.
 
         Raises:

@@ -98,7 +98,7 @@ def _cuda_mm(a: Tensor, b: Tensor, precision: str) -> Tensor:
 def linear(
     x: Float[Tensor, "*batch d_in"],
     weight: Float[Tensor, "d_out d_in"],
-    bias: Float[Tensor, "d_out"] | None = None,
+    bias: Float[Tensor, " d_out"] | None = None,
     precision: str = "fp32",
 ) -> Float[Tensor, "*batch d_out"]:
     """x @ weightᵀ + bias, differentiable: `torch.nn.functional.linear` by the product asked for."""

@@ -17,15 +17,15 @@ from torch.nn import functional as F
 class ByUnit(NamedTuple):
     """The transposed index of a batch's active pairs."""
 
-    pair: Int[Tensor, "pairs"]
+    pair: Int[Tensor, " pairs"]
     """Positions in the flattened ``[token, k]`` index, ordered by unit; within a unit by token (stable, so repeatable)."""
-    token: Int[Tensor, "pairs"]
+    token: Int[Tensor, " pairs"]
     """The token of each pair, in the same order."""
-    start: Int[Tensor, "n_units"]
+    start: Int[Tensor, " n_units"]
     """Where each unit's pairs begin."""
-    end: Int[Tensor, "n_units"]
+    end: Int[Tensor, " n_units"]
     """Where they end: one past the last, so `start` where the unit never fired."""
-    unit: Int[Tensor, "pairs"]
+    unit: Int[Tensor, " pairs"]
     """The unit of each pair, in the same order."""
 
 

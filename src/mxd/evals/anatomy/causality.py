@@ -42,7 +42,7 @@ FALSE_DISCOVERY_RATE = 0.05
 EXAMPLES = 5
 
 
-def replacements(frequency: Float[Tensor, "n_units"], *, count: int, seed: int) -> list[Int[Tensor, "n_units"]]:
+def replacements(frequency: Float[Tensor, " n_units"], *, count: int, seed: int) -> list[Int[Tensor, " n_units"]]:
     """Permutations that send every live unit to another of like frequency; units that never fire stay.
 
     Live units are cut, in order of frequency, into groups of about `GROUP`; within each all move along one random cycle.
@@ -75,7 +75,7 @@ class Effects(NamedTuple):
 
 
 @torch.no_grad()
-def effects(written: Written, tokens: Tokens, frequency: Float[Tensor, "n_units"], *, seed: int) -> Effects:
+def effects(written: Written, tokens: Tokens, frequency: Float[Tensor, " n_units"], *, seed: int) -> Effects:
     """Every active unit of every token, taken out and replaced; `frequency` on validation tokens decides by whom."""
     n_documents, width = int(tokens.documents.max()) + 1, written.layer.n_units
     others = replacements(frequency, count=REPLACEMENTS, seed=seed)
@@ -170,7 +170,7 @@ class Exchanged(nn.Module):
         reads: what it is to be given in the host: that of the layer.
     """
 
-    def __init__(self, layer: SparseLayer, permutation: Int[Tensor, "n_units"]) -> None:
+    def __init__(self, layer: SparseLayer, permutation: Int[Tensor, " n_units"]) -> None:
         super().__init__()
         self.layer, self.reads = layer, layer.reads
         device = layer_device(layer)
@@ -229,7 +229,7 @@ def identity_nats(
     hookpoint: str,
     module: Exchanged,
     ids: Int[Tensor, "sequence position"],
-    documents: Int[Tensor, "sequence"],
+    documents: Int[Tensor, " sequence"],
     *,
     resamples: int,
     seed: int,

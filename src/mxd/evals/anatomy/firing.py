@@ -32,9 +32,9 @@ class Window(NamedTuple):
 
     indices: Int[Tensor, "token k"]
     """The active units, int64; `n_units` where there is none."""
-    counts: Int[Tensor, "n_units"]
+    counts: Int[Tensor, " n_units"]
     """Tokens on which each unit fired."""
-    strength: Float[Tensor, "n_units"]
+    strength: Float[Tensor, " n_units"]
     """Mean activation of each unit over the tokens on which it fired, float64; 0 for dead ones."""
     truncated: bool
     """Whether some token has more active units than `indices` holds."""
@@ -101,7 +101,7 @@ def together(indices: Int[Tensor, "token k"], shifted: Int[Tensor, "token k"], n
     return table.view(n + 1, n + 1)[:n, :n]
 
 
-def coactivation(window: Window, keep: Bool[Tensor, "token"], tokens_per_sequence: int) -> dict[str, Any]:
+def coactivation(window: Window, keep: Bool[Tensor, " token"], tokens_per_sequence: int) -> dict[str, Any]:
     """Which units fire together more often than their frequencies let expect.
 
     For two units with n_i and n_j firings on T tokens, together on n_ij: lift = n_ij T / (n_i n_j), phi the correlation of the two
@@ -163,7 +163,7 @@ def coactivation(window: Window, keep: Bool[Tensor, "token"], tokens_per_sequenc
     }
 
 
-def token_types(window: Window, ids: Int[Tensor, "token"], keep: Bool[Tensor, "token"], *, seed: int) -> dict[str, Any]:
+def token_types(window: Window, ids: Int[Tensor, " token"], keep: Bool[Tensor, " token"], *, seed: int) -> dict[str, Any]:
     """How many units the same token uses in different contexts: over `OCCURRENCES` occurrences of a type, drawn at random.
 
     Distinct units run from the L0 of one token (always the same units) to `OCCURRENCES` times that (never the same twice). As a

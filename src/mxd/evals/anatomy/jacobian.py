@@ -108,7 +108,7 @@ def products(layer: SparseLayer, host: Host, hookpoint: str, x: Float[Tensor, "t
     return Products(*torch.cat(rows).unbind(1))
 
 
-def summary(found: Products, documents: Int[Tensor, "token"], *, resamples: int, seed: int) -> dict[str, Any]:
+def summary(found: Products, documents: Int[Tensor, " token"], *, resamples: int, seed: int) -> dict[str, Any]:
     """Means over tokens with 95 % intervals over documents.
 
     Returns:

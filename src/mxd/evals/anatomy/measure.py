@@ -49,7 +49,7 @@ class Seen(NamedTuple):
 
     x: Float[Tensor, "token d_in"]
     """What the MLP received over the window."""
-    first: Bool[Tensor, "token"]
+    first: Bool[Tensor, " token"]
     """First positions of the window's sequences."""
     held_out: Tokens
     """Of the first ``--sequences`` sequences, first positions left out."""
@@ -146,7 +146,7 @@ def _seen(subject: Subject, texts: Texts) -> Seen:
     return Seen(x, _first(texts.window), tokens(head, x[:n], y[:n]), validation)
 
 
-def _first(block: TokenBlock) -> Bool[Tensor, "token"]:
+def _first(block: TokenBlock) -> Bool[Tensor, " token"]:
     first = torch.zeros(block.ids.shape, dtype=torch.bool)
     first[:, 0] = True
     return first.flatten()
@@ -176,7 +176,7 @@ def _units(subject: Subject, texts: Texts, seen: Seen, say: Callable[[float, str
     }
 
 
-def _ranked(counts: Int[Tensor, "n_units"], paper: bool, seed: int) -> Sequence[int]:
+def _ranked(counts: Int[Tensor, " n_units"], paper: bool, seed: int) -> Sequence[int]:
     """The units whose rank is found."""
     if paper:
         return range(min(PAPER_RANK_EXPERTS, len(counts)))
@@ -249,7 +249,7 @@ def _some(tokens: Tokens) -> Tokens:
     return Tokens(*(part[:UNTABLED_TOKENS] for part in tokens))
 
 
-def _spread_out(block: TokenBlock, seen: Seen, count: int, seed: int) -> tuple[Float[Tensor, "token d_in"], Int[Tensor, "token"]]:
+def _spread_out(block: TokenBlock, seen: Seen, count: int, seed: int) -> tuple[Float[Tensor, "token d_in"], Int[Tensor, " token"]]:
     """`count` tokens at random positions (not the first) of as many sequences of the window as there are, and their documents."""
     n, length = block.ids.shape
     count = min(count, n * (length - 1))

@@ -33,20 +33,20 @@ class Tokens(NamedTuple):
 
     x: Float[Tensor, "token d_in"]
     y: Float[Tensor, "token d_out"]
-    documents: Int[Tensor, "token"]
+    documents: Int[Tensor, " token"]
 
 
 class Players(NamedTuple):
     """What the players are measured against; all fitted on validation tokens."""
 
-    base: Float[Tensor, "d_out"]
+    base: Float[Tensor, " d_out"]
     """b: the mean of the rest (for most kinds the output bias itself)."""
-    mean: Float[Tensor, "n_units"]
+    mean: Float[Tensor, " n_units"]
     """ā."""
 
 
 @torch.no_grad()
-def players(written: Written, tokens: Tokens, mean: Float[Tensor, "n_units"]) -> Players:
+def players(written: Written, tokens: Tokens, mean: Float[Tensor, " n_units"]) -> Players:
     """The baseline, from these tokens, with a mean activation that is known already."""
     total = torch.zeros(written.layer.d_out, dtype=torch.float64)
     for chunk in written.chunks(tokens.x, tokens.y):
@@ -59,9 +59,9 @@ class Benefits(NamedTuple):
 
     phi: Float[Tensor, "document player"]
     """Column 0 is u_0, column 1 + n unit n."""
-    before: Float[Tensor, "document"]
+    before: Float[Tensor, " document"]
     """‖y − b‖²."""
-    after: Float[Tensor, "document"]
+    after: Float[Tensor, " document"]
     """‖y − ŷ‖²."""
 
 
@@ -155,7 +155,7 @@ def _curve(ordered: Array) -> list[list[float]]:
 
 
 @torch.no_grad()
-def amplitude(written: Written, tokens: Tokens, mean: Float[Tensor, "n_units"], *, resamples: int, seed: int) -> dict[str, Any]:
+def amplitude(written: Written, tokens: Tokens, mean: Float[Tensor, " n_units"], *, resamples: int, seed: int) -> dict[str, Any]:
     """The amplitude share A with its 95 % interval over documents, and the FVUs that it is made of.
 
     Args:

@@ -107,7 +107,7 @@ class Written:
         return made if scale is None else made.mul_(scale[:, None])
 
     @torch.no_grad()
-    def all_at(self, chunk: Chunk, activation: Float[Tensor, "n_units"]) -> Float[Tensor, "token d_out"]:
+    def all_at(self, chunk: Chunk, activation: Float[Tensor, " n_units"]) -> Float[Tensor, "token d_out"]:
         """Σ_n u_n if every unit had this activation at every token."""
         if self.table is not None:
             total = (activation @ self.table).expand_as(chunk.rest)
@@ -137,7 +137,7 @@ def _repeat(hidden: Tensor | None, k: int) -> Tensor | None:
 
 
 @torch.no_grad()
-def mean_activations(written: Written, x: Tensor, y: Tensor) -> tuple[Float[Tensor, "n_units"], Float[Tensor, "n_units"]]:
+def mean_activations(written: Written, x: Tensor, y: Tensor) -> tuple[Float[Tensor, " n_units"], Float[Tensor, " n_units"]]:
     """Mean activation ā and firing frequency of every unit on these tokens, on the layer's device."""
     layer = written.layer
     total = torch.zeros(layer.n_units, device=layer_device(layer))

@@ -52,11 +52,11 @@ class Features(Protocol):
 
     n_units: int
 
-    def means(self, rows: Int64[np.ndarray, "row"]) -> Float64[np.ndarray, "n_units"]:
+    def means(self, rows: Int64[np.ndarray, " row"]) -> Float64[np.ndarray, " n_units"]:
         """The mean of every unit over these samples."""
         ...
 
-    def columns(self, rows: Int64[np.ndarray, "row"], units: Int64[np.ndarray, "unit"]) -> Float64[np.ndarray, "row unit"]:
+    def columns(self, rows: Int64[np.ndarray, " row"], units: Int64[np.ndarray, " unit"]) -> Float64[np.ndarray, "row unit"]:
         """The values of some units on these samples."""
         ...
 
@@ -64,11 +64,11 @@ class Features(Protocol):
 class Roles(NamedTuple):
     """Which samples serve what: numbers of samples, no sample twice."""
 
-    fit: Int64[np.ndarray, "fit"]
+    fit: Int64[np.ndarray, " fit"]
     """Candidates and weights."""
-    choose: Int64[np.ndarray, "choose"]
+    choose: Int64[np.ndarray, " choose"]
     """The unit and the threshold."""
-    test: Int64[np.ndarray, "test"]
+    test: Int64[np.ndarray, " test"]
     """The figures."""
 
 
@@ -77,7 +77,7 @@ class Outcome(NamedTuple):
 
     units: tuple[int, ...]
     """The units it reads."""
-    predicted: Bool[np.ndarray, "test"]
+    predicted: Bool[np.ndarray, " test"]
     """Its answer on the test samples."""
     chosen_f1: float
     """F1 on the samples it was chosen on (in sample: no estimate)."""
@@ -85,7 +85,7 @@ class Outcome(NamedTuple):
 
 def fit(
     values: Float64[np.ndarray, "problem sample feature"], labels: Bool[np.ndarray, "problem sample"], C: float = 1.0
-) -> tuple[Float64[np.ndarray, "problem feature"], Float64[np.ndarray, "problem"]]:
+) -> tuple[Float64[np.ndarray, "problem feature"], Float64[np.ndarray, " problem"]]:
     """Weights and intercepts of one logistic regression per problem.
 
     Raises:
@@ -136,7 +136,7 @@ def _sigmoid(x: Array) -> Array:
 
 def best_thresholds(
     scores: Float64[np.ndarray, "problem sample"], labels: Bool[np.ndarray, "problem sample"]
-) -> tuple[Float64[np.ndarray, "problem"], Float64[np.ndarray, "problem"]]:
+) -> tuple[Float64[np.ndarray, " problem"], Float64[np.ndarray, " problem"]]:
     """The threshold of each problem above which calling a sample positive has the largest F1, and that F1.
 
     Halfway between two neighbouring scores; equal scores are never parted. Of equal F1, the one that calls fewest positive.
@@ -173,7 +173,7 @@ def balanced_accuracy(sums: Float64[np.ndarray, "*batch 4"]) -> Float64[np.ndarr
         return 0.5 * (tp / (tp + fn) + tn / (tn + fp))
 
 
-def candidates(features: Features, labels: Bool[np.ndarray, "class sample"], rows: Int64[np.ndarray, "row"]) -> list[NDArray[np.int64]]:
+def candidates(features: Features, labels: Bool[np.ndarray, "class sample"], rows: Int64[np.ndarray, " row"]) -> list[NDArray[np.int64]]:
     """Per class, the units whose mean is most above that of the other classes, in that order; ties by number."""
     found: list[NDArray[np.int64]] = []
     for own in labels:

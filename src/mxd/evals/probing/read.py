@@ -129,7 +129,7 @@ class Reading:
         """`x` or `y`."""
         return self.x if side == "input" else self.y
 
-    def _of(self, rows: Sequence[int]) -> Int64[Tensor, "token"]:
+    def _of(self, rows: Sequence[int]) -> Int64[Tensor, " token"]:
         """For every token of a batch that counts, which of the batch's pieces it belongs to."""
         lengths = torch.tensor([self.pieces[row].end - self.pieces[row].begin for row in rows])
         return torch.arange(len(rows)).repeat_interleave(lengths)
@@ -159,7 +159,7 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[list[int]]:
         yield batch
 
 
-def _means(values: Float[Tensor, "token d"], of: Int64[Tensor, "token"], n: int) -> Array:
+def _means(values: Float[Tensor, "token d"], of: Int64[Tensor, " token"], n: int) -> Array:
     sums = torch.zeros(n, values.shape[1], dtype=torch.float64).index_add_(0, of, values.double().cpu())
     return (sums / torch.bincount(of, minlength=n)[:, None]).numpy()
 
@@ -170,10 +170,10 @@ class Dense:
     def __init__(self, values: Float64[np.ndarray, "sample n_units"]) -> None:
         self.values, self.n_units = values, values.shape[1]
 
-    def means(self, rows: Int64[np.ndarray, "row"]) -> Float64[np.ndarray, "n_units"]:
+    def means(self, rows: Int64[np.ndarray, " row"]) -> Float64[np.ndarray, " n_units"]:
         return self.values[rows].mean(0)
 
-    def columns(self, rows: Int64[np.ndarray, "row"], units: Int64[np.ndarray, "unit"]) -> Float64[np.ndarray, "row unit"]:
+    def columns(self, rows: Int64[np.ndarray, " row"], units: Int64[np.ndarray, " unit"]) -> Float64[np.ndarray, "row unit"]:
         return self.values[np.ix_(rows, units)]
 
 
@@ -189,12 +189,12 @@ class Linear:
         self.inputs, self.gates = inputs, gates
         self.n_units = int(np.prod([len(weight) for weight, _ in gates]))
 
-    def means(self, rows: Int64[np.ndarray, "row"]) -> Float64[np.ndarray, "n_units"]:
+    def means(self, rows: Int64[np.ndarray, " row"]) -> Float64[np.ndarray, " n_units"]:
         mean = self.inputs[rows].mean(0)
         first, *rest = [weight @ mean + bias for weight, bias in self.gates]
         return first if not rest else (first[:, None] + rest[0]).ravel()
 
-    def columns(self, rows: Int64[np.ndarray, "row"], units: Int64[np.ndarray, "unit"]) -> Float64[np.ndarray, "row unit"]:
+    def columns(self, rows: Int64[np.ndarray, " row"], units: Int64[np.ndarray, " unit"]) -> Float64[np.ndarray, "row unit"]:
         index = [units] if len(self.gates) == 1 else np.divmod(units, len(self.gates[1][0]))
         parts = [self.inputs[rows] @ w[i].T + b[i] for (w, b), i in zip(self.gates, index, strict=True)]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
@@ -211,10 +211,10 @@ class Codes:
         self.values, self.n_units, self.l0 = values, cast("tuple[int, int]", values.shape)[1], l0
         self._by_unit = values.tocsc()
 
-    def means(self, rows: Int64[np.ndarray, "row"]) -> Float64[np.ndarray, "n_units"]:
+    def means(self, rows: Int64[np.ndarray, " row"]) -> Float64[np.ndarray, " n_units"]:
         return np.asarray(self.values[rows].sum(0)).ravel() / len(rows)
 
-    def columns(self, rows: Int64[np.ndarray, "row"], units: Int64[np.ndarray, "unit"]) -> Float64[np.ndarray, "row unit"]:
+    def columns(self, rows: Int64[np.ndarray, " row"], units: Int64[np.ndarray, " unit"]) -> Float64[np.ndarray, "row unit"]:
         return self._by_unit[:, units].toarray()[rows]
 
 

@@ -95,7 +95,7 @@ def mean_activations(layer: SparseLayer, read: Float[Tensor, "text position d_in
     return torch.cat(rows)
 
 
-def rank(means: Float[Tensor, "text n_units"], labels: Int[Tensor, "text"], own: int) -> list[int]:
+def rank(means: Float[Tensor, "text n_units"], labels: Int[Tensor, " text"], own: int) -> list[int]:
     """Units from the most to the least tied to class `own`: by the smallest, over the other classes, of the standardised differences
 
         (mean over its texts − mean over the other class) / sqrt((variance over its texts + variance over the other class) / 2),
@@ -121,7 +121,7 @@ def rank(means: Float[Tensor, "text n_units"], labels: Int[Tensor, "text"], own:
     return order[worst[order] > 0].tolist()
 
 
-def most_active(means: Float[Tensor, "text n_units"], labels: Int[Tensor, "text"], units: int) -> list[int]:
+def most_active(means: Float[Tensor, "text n_units"], labels: Int[Tensor, " text"], units: int) -> list[int]:
     """The units of the largest mean activation, each class weighing the same."""
     overall = torch.stack([means[labels == label].mean(0) for label in labels.unique()]).mean(0)
     order = torch.argsort(overall, descending=True, stable=True)[:units]
@@ -134,7 +134,7 @@ def text_losses(
     ids: Int[Tensor, "text position"],
     modules: Mapping[str, nn.Module],
     progress: Callable[[float], None] = lambda _: None,
-) -> dict[str, Float[Tensor, "text"]]:
+) -> dict[str, Float[Tensor, " text"]]:
     """Mean next-token cross-entropy of each text with each of `modules` in the MLP's place, nats per predicted token, float64 on the CPU.
 
     Every position but the last counts. What is below the hookpoint is computed once for all modules; the host's own loss is ``""``.

@@ -16,7 +16,7 @@ FLOOR = 1e-3
 
 
 def by_class(
-    rise: Float[Tensor, "text"], labels: Int[Tensor, "text"], classes: Sequence[str], *, resamples: int, seed: int
+    rise: Float[Tensor, " text"], labels: Int[Tensor, " text"], classes: Sequence[str], *, resamples: int, seed: int
 ) -> dict[str, list[float]]:
     """Mean over the texts of each class, as [value, low, high]."""
     return {
@@ -24,7 +24,7 @@ def by_class(
     }
 
 
-def selectivity(rise: Float[Tensor, "text"], labels: Int[Tensor, "text"], own: int, *, resamples: int, seed: int) -> dict[str, Any]:
+def selectivity(rise: Float[Tensor, " text"], labels: Int[Tensor, " text"], own: int, *, resamples: int, seed: int) -> dict[str, Any]:
     """How much an ablation hurts class `own` more than the others.
 
     Returns a dict with, each as [value, low, high],
@@ -52,7 +52,7 @@ def selectivity(rise: Float[Tensor, "text"], labels: Int[Tensor, "text"], own: i
     }
 
 
-def contrast(rise: Float[Tensor, "text"], labels: Int[Tensor, "text"], own: int, *, resamples: int, seed: int) -> list[float]:
+def contrast(rise: Float[Tensor, " text"], labels: Int[Tensor, " text"], own: int, *, resamples: int, seed: int) -> list[float]:
     """Mean on the class minus the mean over the other classes, as [value, low, high]."""
     sums = _sums(rise, labels)
     return list(interval_of_sums(sums, lambda s: np.subtract(*_own_and_others(s, own)), resamples=resamples, seed=seed))

@@ -33,7 +33,7 @@ class Labelled(NamedTuple):
 
     ids: Int[Tensor, "text position"]
     """int64; BOS first where the tokenizer has one."""
-    labels: Int[Tensor, "text"]
+    labels: Int[Tensor, " text"]
     """Number of the class, int64."""
 
 

@@ -40,8 +40,8 @@ class Steered(nn.Module):
     def __init__(
         self,
         layer: SparseLayer,
-        units: Int[Tensor, "row"],
-        added: Float[Tensor, "row"],
+        units: Int[Tensor, " row"],
+        added: Float[Tensor, " row"],
         directions: Float[Tensor, "row d_out"] | None = None,
     ) -> None:
         """
@@ -84,9 +84,9 @@ def random_directions(rows: int, width: int, seeds: Sequence[int]) -> Float[Tens
 class Firing(NamedTuple):
     """How the units of a layer fire on some text."""
 
-    times: Int[Tensor, "unit"]
+    times: Int[Tensor, " unit"]
     """Tokens at which each fires."""
-    typical: Float[Tensor, "unit"]
+    typical: Float[Tensor, " unit"]
     """Its mean activation at those; 0 for units that never fire. float64, on the CPU."""
     tokens: int
     """Tokens of the text."""
@@ -133,7 +133,7 @@ def choose(found: Firing, units: int, how: Literal["stratified", "first"], seed:
 
 
 @torch.no_grad()
-def push_sizes(layer: SparseLayer, batch: Batch, units: Sequence[int], added: Sequence[float]) -> Float[Tensor, "unit"]:
+def push_sizes(layer: SparseLayer, batch: Batch, units: Sequence[int], added: Sequence[float]) -> Float[Tensor, " unit"]:
     """Mean over tokens of ‖what steering adds‖ / ‖y‖, y being the host MLP's output, for each unit; float64 on the CPU."""
     kept = torch.nonzero(~batch.first).flatten()[:PUSH_TOKENS]
     source, size = (batch.y if layer.reads == "output" else batch.x)[kept], batch.y[kept].norm(dim=-1)
@@ -148,8 +148,8 @@ def push_sizes(layer: SparseLayer, batch: Batch, units: Sequence[int], added: Se
 
 @torch.no_grad()
 def divergence(
-    host: Host, hookpoint: str, layer: SparseLayer, ids: Int[Tensor, "position"], start: int, units: Sequence[int], added: Sequence[float]
-) -> Float[Tensor, "unit"]:
+    host: Host, hookpoint: str, layer: SparseLayer, ids: Int[Tensor, " position"], start: int, units: Sequence[int], added: Sequence[float]
+) -> Float[Tensor, " unit"]:
     """KL(replaced host ‖ the same with unit n steered) of the next token, nats, mean over positions from `start` − 1 on; float64.
 
     All units read the same tokens `ids`, an unsteered continuation: a measure of the effect without any sampling.

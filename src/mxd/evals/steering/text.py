@@ -87,7 +87,7 @@ def steered(
 class Reading(NamedTuple):
     """What the host, with its own MLPs, makes of continuations."""
 
-    loss: Float[NDArray[np.float64], "text"]
+    loss: Float[NDArray[np.float64], " text"]
     """Its mean cross-entropy on the added tokens of each, given the prompt and what stands before, nats per token."""
     vectors: Float[NDArray[np.float64], "text d_model"]
     """What one of its MLPs receives (the normalised residual stream), mean over the added tokens."""

@@ -145,7 +145,7 @@ def block_size(n: int, k: int) -> int | None:
 def top(
     scores: Float[Tensor, "token n_units"],
     k: int,
-    bias: Float[Tensor, "n_units"] | None = None,
+    bias: Float[Tensor, " n_units"] | None = None,
     values: Float[Tensor, "token k"] | None = None,
     indices: Int[Tensor, "token k"] | None = None,
 ) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:

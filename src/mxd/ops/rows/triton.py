@@ -229,7 +229,7 @@ def sum_by_unit(
     return out.to(dtype)
 
 
-def scalars_by_unit(weights: Float[Tensor, "token k"], plan: ByUnit, dtype: torch.dtype) -> Float[Tensor, "n_units"]:
+def scalars_by_unit(weights: Float[Tensor, "token k"], plan: ByUnit, dtype: torch.dtype) -> Float[Tensor, " n_units"]:
     """For each unit the sum of its weights, in `dtype`; always in the same order."""
     out = torch.empty(plan.start.shape[0], dtype=dtype, device=weights.device)
     args = (weights.contiguous(), plan.pair, plan.start, plan.end, out)

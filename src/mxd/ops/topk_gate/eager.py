@@ -21,7 +21,7 @@ from . import screen
 def topk_gate(
     x: Float[Tensor, "token d_in"],
     weight: Float[Tensor, "n_units d_in"],
-    bias: Float[Tensor, "n_units"],
+    bias: Float[Tensor, " n_units"],
     k: int,
     plan: Plan | None = None,
 ) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def topk_gate_dense(
-    x: Float[Tensor, "token d_in"], G: Float[Tensor, "n_units d_in"], b: Float[Tensor, "n_units"], k: int
+    x: Float[Tensor, "token d_in"], G: Float[Tensor, "n_units d_in"], b: Float[Tensor, " n_units"], k: int
 ) -> Float[Tensor, "token n_units"]:
     """a = TopK_K(ReLU(G x + b)) as a dense matrix with at most k non-zeros a row (arXiv 2505.21364, eq. 4)."""
     scores = torch.relu(x @ G.T + b)

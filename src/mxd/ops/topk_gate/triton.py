@@ -19,7 +19,7 @@ from . import screen
 def topk_gate(
     x: Float[Tensor, "token d_in"],
     weight: Float[Tensor, "n_units d_in"],
-    bias: Float[Tensor, "n_units"],
+    bias: Float[Tensor, " n_units"],
     k: int,
     plan: Plan | None = None,
 ) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
@@ -35,7 +35,7 @@ def topk_gate(
 
 
 def select(
-    x: Float[Tensor, "token d_in"], weight: Float[Tensor, "n_units d_in"], bias: Float[Tensor, "n_units"], k: int
+    x: Float[Tensor, "token d_in"], weight: Float[Tensor, "n_units d_in"], bias: Float[Tensor, " n_units"], k: int
 ) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
     """The forward pass, without autograd."""
     settings = current()
