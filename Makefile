@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 PEERS := .venv-peers
 
-.PHONY: setup demo test test-slow torture lint format types docs bench bench-peers check clean
+.PHONY: setup demo test test-slow torture soak lint format types docs bench bench-peers check clean
 
 setup: $(STAMP)
 
@@ -36,8 +36,11 @@ test-slow: setup
 
 # Every kill, every broken file operation, many flipped bytes: about half an hour. Its figures go to benchmarks/results/reliability.json.
 torture: setup
-	rm -f benchmarks/results/reliability.json
 	OMP_NUM_THREADS=1 MXD_RELIABILITY_FIGURES=benchmarks/results/reliability.json $(BIN)/python -m pytest -q -m slow tests/reliability
+
+# Two hours (MXD_SOAK_MINUTES for another length) of training, killing, going on, verifying and evaluating on the built-in model.
+soak: setup
+	OMP_NUM_THREADS=1 MXD_RELIABILITY_FIGURES=benchmarks/results/reliability.json $(BIN)/python -m pytest -q -s -m soak tests/reliability
 
 lint: setup
 	$(BIN)/ruff check .

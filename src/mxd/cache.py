@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from .checkpoint import HostRecord, TextRecord
+from .checkpoint import check_origin
 from .config import HarvestConfig
 from .errors import ConfigError, RunError
 from .harvest import Batch
@@ -223,8 +223,7 @@ class Cache:
 def _stored(path: Path, info: dict[str, Any]) -> dict[str, Stored]:
     """The hookpoints of a manifest, checked against each other and for paths that lead out of the folder."""
     info["config"] = options(HarvestConfig, info["config"], ("host", "text", "tokens_per_sequence", "sequences_per_read"))
-    if unfit := [*wrong(HostRecord, info["host"]), *wrong(TextRecord, info["text"])]:
-        raise ValueError(", ".join(unfit))
+    check_origin(info)
     if info["dtype"] not in FORMATS or info["split"] != "train" or not isinstance(info["finished"], bool):
         raise ValueError(f"dtype {info['dtype']}, split {info['split']}, finished {info['finished']}")
     found: dict[str, Stored] = {}

@@ -186,18 +186,22 @@ class _Info(TypedDict):
     resumed: list[int]
 
 
-class HostRecord(TypedDict):
-    """What of a host's record is read again."""
-
+class _Host(TypedDict):
     name: str
     revision: str | None
     fingerprint: str
 
 
-class TextRecord(TypedDict):
-    """What of a text's record is read again."""
-
+class _Text(TypedDict):
     seed: int
+
+
+def check_origin(info: Mapping[str, Any]) -> None:
+    """Raise ValueError or KeyError unless a file's records of host and text are of the types that are read again."""
+    for name, record in (("host", _Host), ("text", _Text)):
+        if unfit := wrong(record, info[name]):
+            raise ValueError(", ".join(unfit))
+    _ = info["host"]["name"], info["text"]["seed"]  # the rest may be missing
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -214,8 +218,9 @@ def read_info(path: Path) -> dict[str, Any]:
         raise RunError(f"{path / 'run.json'} is damaged", expected="a JSON object", got=type(info).__name__)
     check_version(info.get("format_version"), path, FORMAT_VERSION)
     try:
-        if unfit := [*wrong(_Info, info), *wrong(HostRecord, info["host"]), *wrong(TextRecord, info["text"])]:
+        if unfit := wrong(_Info, info):
             raise ValueError(", ".join(unfit))
+        check_origin(info)
         return {**info, "config": options(TrainConfig, info["config"], ("host", "text", "tokens_per_sequence"))}
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path / 'run.json'} is damaged", expected="what mxd train writes", got=str(error), next=MEND) from None
