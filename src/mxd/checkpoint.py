@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .config import TrainConfig
 from .errors import RunError, nearest
-from .interop import sparsify
+from .interop import reference, sparsify
 from .layers import Edited, SparseLayer, from_description
 from .sealed import MEND, check_sum, check_version, read_json, write_atomic, write_sealed
 from .typed import leads_out, options, wrong
@@ -300,10 +300,14 @@ class Run:
 def load(path: str | Path, device: str | torch.device = "cpu") -> SparseLayer:
     """The layer saved in ``runs/NAME/STUDENT`` or ``runs/NAME/STUDENT/HOOKPOINT``, in evaluation mode.
 
+    Of a ``.pt`` file, the reference MxD's layer as it was trained: `mxd.interop.reference` says what that means and can do more.
+
     Raises:
         RunError: there is none, there are several hookpoints to choose from, or the files are damaged.
     """
     path = Path(path)
+    if path.suffix == ".pt":
+        return reference.load(path).to(device)
     if (path / "cfg.json").is_file():
         return load_layer(path, device)
     inside = sorted(p.parent for p in path.glob("*/cfg.json")) if path.is_dir() else []
