@@ -18,9 +18,10 @@ from torch import Tensor
 from mxd.layers import Code, Sizes
 from mxd.layers.warm_start import fit_output, output_bias
 from mxd.objectives import norm_weighted, objective, squared
+from mxd.one_pass import train
 from mxd.recipes import OURS, PAPER, RECIPES, Recipe
 from mxd.tracking import FiringCounts, Metrics
-from mxd.train import Student, StudentSpec, train
+from mxd.train import Student, StudentSpec
 
 
 class Batch(NamedTuple):

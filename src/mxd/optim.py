@@ -30,6 +30,8 @@ class AdamInBackward:
         self._factors = dict(factors or {})
         self.found_inf: Tensor | None = None
         """A tensor on the parameters' device: where it is 1, a step changes nothing, and nobody waits to find out."""
+        self.holding = False
+        """Leave gradients where they are, added up, until `release`."""
         self.adams = {parameter: torch.optim.Adam([parameter], lr=learning_rate, fused=True) for parameter in parameters}
         self._hooks = [parameter.register_post_accumulate_grad_hook(_updater(weakref.ref(self))) for parameter in self.adams]
 
@@ -41,6 +43,12 @@ class AdamInBackward:
     def state(self) -> dict[Tensor, dict[str, Tensor]]:
         """What each parameter's Adam has gathered so far; empty for one that was never stepped."""
         return {parameter: dict(adam.state[parameter]) for parameter, adam in self.adams.items()}
+
+    def release(self) -> None:
+        """Update every parameter that holds a gradient."""
+        for parameter in self.adams:
+            if parameter.grad is not None:
+                self.update(parameter)
 
     def update(self, parameter: Tensor) -> None:
         """One step of `parameter`, whose gradient is then forgotten."""
@@ -56,7 +64,7 @@ def _updater(owner: weakref.ref[AdamInBackward]) -> Callable[[Tensor], None]:
 
     def update(parameter: Tensor) -> None:
         optimiser = owner()
-        if optimiser is not None:
+        if optimiser is not None and not optimiser.holding:
             optimiser.update(parameter)
 
     return update

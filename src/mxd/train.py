@@ -7,9 +7,9 @@ not depend on who trains beside it (on the CPU: bit for bit).
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .clock import DeviceTimer
-from .layers import Output, Sizes, SparseLayer, aux_output, build
+from .layers import Code, Output, Sizes, SparseLayer, aux_output, build
 from .layers.warm_start import (
     MODULATED,
     centre_gate,
@@ -31,7 +31,10 @@ from .layers.warm_start import (
 from .objectives import objective
 from .optim import AdamInBackward
 from .recipes import Recipe
-from .tracking import FiringCounts, Metrics
+from .slices import ActivationBatch, joined, slices
+from .tracking import FiringCounts
+
+log = logging.getLogger("mxd")
 
 SAMPLE_TOKENS = 16_384
 """Tokens of the first buffer that a warm start looks at."""
@@ -39,17 +42,6 @@ SAMPLE_TOKENS = 16_384
 
 LOOK_EVERY_STEPS = 16
 """Steps between two looks at what a GPU has computed: for losses that are not finite, and for units that have died."""
-
-
-class ActivationBatch(Protocol):
-    """What the loop needs of a batch: the named pair (x, y) and which tokens are first in their sequence."""
-
-    @property
-    def x(self) -> Tensor: ...
-    @property
-    def y(self) -> Tensor: ...
-    @property
-    def first(self) -> Tensor: ...
 
 
 class EncoderWeights(Protocol):
@@ -119,6 +111,12 @@ class Student:
         self._broken = torch.zeros((), device=device)
         self._dead = torch.zeros(0, dtype=torch.int64, device=device)
         self._score_scale = 1.0
+        self.careful = torch.device(device).type != "cpu"
+        """Whether running out of memory may be met by halving: then no weight moves before all gradients of an unproven step are there."""
+        self.parts = 1
+        """Slices of a step's tokens that are taken one after the other, their gradients added up."""
+        self._proven: set[tuple[int, int]] = set()
+        """K and dead units of steps that the memory has held: smaller ones need no care."""
         self._adam: AdamInBackward | None = None
         self._make_optimisers()
 
@@ -180,25 +178,68 @@ class Student:
         self.in_step = False
 
     def _step(self, batch: ActivationBatch) -> None:
-        inputs = self.inputs(batch)
-        output = self.layer(inputs, self._draw_k())
-        loss = self.loss(output.y, batch.y)
-        total = loss + self._auxiliary(inputs, output, batch.y) + self._penalty(output)
-        self._loss = loss.detach()
-        self._broken = torch.maximum(self._broken, (~total.detach().isfinite()).float())
-        if self._looks() and float(self._broken):
-            self.stopped = f"the loss became {float(total.detach())} at step {self.steps + 1}"
-            return
-        fired = output.code._replace(hidden=None)
-        del output  # what it holds need not outlive the backward pass
         assert self._adam is not None
-        self._adam.learning_rate, self._adam.found_inf = self.learning_rate(), self._broken
-        total.backward()
+        k = self._draw_k()
+        self._find_dead()
+        size = (self.layer.k if k is None else k, len(self._dead))
+        proven = any(size[0] <= units and size[1] <= dead for units, dead in self._proven)
+        self._adam.holding = self.parts > 1 or (self.careful and not proven)
+        self._adam.learning_rate = self.learning_rate()
+        fired = self._backward_or_halve(batch, k)
+        if self.stopped is not None:
+            return
+        self._proven.add(size)
+        self._adam.release()
         self._step_muon()
         self.counts.add(fired)
         self._balance()
         self.steps += 1
         self.tokens += len(batch.y)
+
+    def _backward_or_halve(self, batch: ActivationBatch, k: int | None) -> Code:
+        """All gradients of a step; where a GPU has no memory left for them, in halves from here on. Once: half as much must do."""
+        assert self._adam is not None
+        try:
+            return self._backward(batch, k)
+        except torch.OutOfMemoryError as error:
+            if self.parts > 1 or not self._adam.holding:  # halved already, or weights have moved
+                raise
+            said = str(error).split(". ")[0]
+        # Outside of the except block: its traceback holds on to all that did not fit.
+        self._forget()
+        torch.cuda.empty_cache()
+        self.parts = 2
+        tokens = f"{len(batch.y):,} tokens at a time, from here on {-(-len(batch.y) // 2):,}; gradients are added up: the same result"
+        log.warning("%s: not enough memory for %s (%s)", self.name, tokens, said)
+        return self._backward(batch, k)
+
+    def _backward(self, batch: ActivationBatch, k: int | None) -> Code:
+        """The loss and its gradients, part by part; the units that fired."""
+        assert self._adam is not None
+        codes: list[Code] = []
+        self._loss = torch.zeros_like(self._loss)
+        for part in slices(batch, self.parts):
+            share = len(part.y) / len(batch.y)
+            inputs = self.inputs(part)
+            output = self.layer(inputs, k)
+            loss = self.loss(output.y, part.y)
+            total = loss + self._auxiliary(inputs, output, part.y) + self._penalty(output)
+            self._loss = self._loss + share * loss.detach()
+            self._broken = torch.maximum(self._broken, (~total.detach().isfinite()).float())
+            codes.append(output.code._replace(hidden=None))
+            del output  # what it holds need not outlive the backward pass
+            if self._looks() and float(self._broken):
+                self.stopped = f"the loss became {float(total.detach())} at step {self.steps + 1}"
+                self._forget()
+                break
+            self._adam.found_inf = self._broken
+            (total if self.parts == 1 else share * total).backward()
+        return joined(codes)
+
+    def _forget(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.layer.parameters():
+            parameter.grad = None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that going on needs, bit for bit: tensors (on the student's device) and numbers. To be read between two steps."""
@@ -243,13 +284,14 @@ class Student:
         """Whether this step may wait for the device."""
         return self._loss.device.type == "cpu" or self.steps % LOOK_EVERY_STEPS == 0
 
+    def _find_dead(self) -> None:
+        """Which units the auxiliary loss is to bring back."""
+        if self.spec.aux_weight and self.layer.units() is not None and self._looks():
+            self._dead = self.counts.dead(self.spec.dead_after_tokens)
+
     def _auxiliary(self, inputs: Tensor, output: Output, y: Tensor) -> Tensor | float:
         """The weighted auxiliary loss: how far the dead units are from what the layer still gets wrong."""
         spec = self.spec
-        if not spec.aux_weight or self.layer.units() is None:
-            return 0.0
-        if self._looks():
-            self._dead = self.counts.dead(spec.dead_after_tokens)
         if not len(self._dead):
             return 0.0
         rest = aux_output(self.layer, inputs, output.code, self._dead, spec.aux_k)
@@ -329,48 +371,6 @@ class Student:
         bias.add_((frequency < 0.1 * even) * sound, alpha=3e-3 * unit)
 
 
-def train(
-    students: list[Student],
-    stream: Iterable[Mapping[str, ActivationBatch]],
-    *,
-    metrics: Metrics,
-    log_every_steps: int,
-    probe: Callable[[Student], dict[str, Any]] | None = None,
-    probe_every_steps: int = 0,
-    on_step: Callable[[int, list[Student]], None] | None = None,
-    first_step: int = 1,
-    began: float | None = None,
-) -> None:
-    """Give every batch of the stream to every student that is still running.
-
-    Args:
-        students: set up already (`Student.start`).
-        stream: per step one batch per hookpoint.
-        metrics: gets one row per logged step and student.
-        log_every_steps: steps between two rows of a student.
-        probe: measures a student on held-out activations; its figures go to the metrics under ``probe``.
-        probe_every_steps: steps between two probes; 0 for none.
-        on_step: called after each step with the number of steps done, for progress.
-        first_step: number of the first step of the stream.
-        began: when training began, by `time.monotonic`, for the metrics; default: now.
-    """
-    began = time.monotonic() if began is None else began
-    for step, batches in enumerate(stream, first_step):
-        running = [s for s in students if s.stopped is None]
-        if not running:
-            break
-        for student in running:
-            student.step(batches[student.spec.hookpoint])
-        if step % log_every_steps == 0 or step == 1:
-            for student in running:
-                metrics.write(_row(student, step, time.monotonic() - began))
-        if probe is not None and probe_every_steps and (step % probe_every_steps == 0 or step == 1):
-            for student in running:
-                metrics.write({"step": step, "tokens": student.tokens, "student": student.name, "probe": probe(student)})
-        if on_step is not None:
-            on_step(step, students)
-
-
 def _under(tensors: Mapping[str, Tensor], *, last: bool = False) -> dict[str, dict[str, Tensor]]:
     """Tensors whose names have a dot, by what stands before the first (or the last)."""
     found: dict[str, dict[str, Tensor]] = {}
@@ -379,18 +379,3 @@ def _under(tensors: Mapping[str, Tensor], *, last: bool = False) -> dict[str, di
         if dot:
             found.setdefault(head, {})[tail] = tensor
     return found
-
-
-def _row(student: Student, step: int, seconds: float) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "step": step,
-        "tokens": student.tokens,
-        "student": student.name,
-        "loss": student.last_loss,
-        "lr": student.learning_rate(),
-        "seconds": round(seconds, 3),
-        **student.counts.summary(),
-    }
-    if student.stopped:
-        row["stopped"] = student.stopped
-    return row

@@ -31,6 +31,7 @@ from .feed import Feed, open_feed, until
 from .footprint import check_memory, footprint
 from .harvest import Batch, length
 from .locks import only_writer
+from .one_pass import train as train_students
 from .plan import check, check_disk, op_settings, plan, settled
 from .progress import Bar
 from .run_info import describe, record
@@ -39,7 +40,6 @@ from .shuffle import resumed
 from .signals import stop_requests
 from .tracking import Metrics
 from .train import SAMPLE_TOKENS, Student, StudentSpec
-from .train import train as train_students
 
 log = logging.getLogger("mxd")
 
