@@ -38,6 +38,7 @@ from .options import (
     narrowed,
     parse,
 )
+from .threads import limit_threads
 
 if TYPE_CHECKING:
     from .checkpoint import Run
@@ -301,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or os.environ.get("MXD_DEBUG", "0") not in ("", "0")
     keep_freed_memory()
+    limit_threads()
     try:
         with _warnings_on_stderr():
             return _dispatch([arg for arg in args if arg != "--debug"])
