@@ -15,7 +15,7 @@ FILE_LINES = 400
 FUNCTION_LINES = 80
 
 OWNERS: dict[str, str] = {
-    "transformers": r"host|text|assets|bench/whole",
+    "transformers": r"host|kept_tokenizer|text|assets|bench/whole",
     "datasets": r"host|text|assets",
     "tokenizers": r"host|text|assets",
     "huggingface_hub": r"assets|interop/.*",
@@ -49,7 +49,8 @@ LAWS: dict[str, str] = {
     r"sealed": r"$^",
     r"checkpoint": r"layers/.*|interop/.*|sealed",
     r"assets": r"$^",
-    r"sources": r"assets",
+    r"gguf_header|host_files|parquet_footer": r"$^",
+    r"sources": r"assets|parquet_footer",
     r"text": r"sources",
     r"labelled": r"assets|sources|text",
     r"labelled_.*": r"assets|sources|text|labelled",
@@ -57,8 +58,8 @@ LAWS: dict[str, str] = {
     r"decoding": r"$^",
     r"products": r"ops/gemm",
     r"fingerprints": r"assets",
-    r"blocks|devices|locks|memory|timing": r"$^",
-    r"host": r"sites|assets|blocks|decoding|devices|products|fingerprints",
+    r"blocks|devices|kept_tokenizer|locks|memory|threads|timing": r"$^",
+    r"host": r"sites|assets|blocks|decoding|devices|products|fingerprints|gguf_header|host_files|kept_tokenizer",
     r"ahead": r"$^",
     r"harvest": r"text|host",
     r"shards|shuffle": r"harvest",

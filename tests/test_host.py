@@ -18,6 +18,7 @@ from mxd.ops import gemm
 from mxd.sites import ACTIVATIONS, MLPSite, MLPWeights
 
 from .conftest import BOS, EOS, FAMILIES, VOCAB, build_model, build_tokenizer
+from .small import save_host
 
 EXPECTED = {
     "gpt2": ("h.{}.mlp", "transformer.h.{}.mlp", "gelu_tanh", False),
@@ -710,3 +711,13 @@ def test_the_tests_have_no_network() -> None:
 
 def test_names_of_the_module() -> None:
     assert host_module.KNOWN[0] == host_module.BUILT_IN == "smollm2"
+
+
+def test_the_tokenizer_of_a_folder_is_read_once_until_its_files_change(tmp_path: Path) -> None:
+    """tokenizers frees nothing of one that is dropped; see `mxd.kept_tokenizer`."""
+    folder = save_host(tmp_path / "host", layers=1)
+    first, second = (Host.load(str(folder), device="cpu").tokenizer for _ in range(2))
+    assert first is second
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text() + " \n")
+    assert Host.load(str(folder), device="cpu").tokenizer is not first

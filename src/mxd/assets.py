@@ -203,13 +203,18 @@ def dataset_revision(repository: str, branch: str = "main") -> str | None:
     return HfApi().dataset_info(repository, revision=branch).sha
 
 
-def open_dataset(repository: str, configuration: str | None) -> tuple[Iterable[object], str | None]:
+def open_dataset(repository: str, configuration: str | None, commit: str | None = None) -> tuple[Iterable[object], str | None]:
     """The rows of the ``train`` part of a Hugging Face dataset, streamed, and the commit they are pinned to.
+
+    Args:
+        repository: owner/name.
+        configuration: one of its configurations; None for the only one.
+        commit: what an earlier call returned, to get the same rows again; None for the newest.
 
     Raises whatever `huggingface_hub` and `datasets` raise.
     """
     # First of all, since it fails at once without a network, where `datasets` tries for half a minute.
-    revision = dataset_revision(repository)
+    revision = dataset_revision(repository, commit or "main")
 
     import datasets
 

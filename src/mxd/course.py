@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,11 +206,11 @@ def check_source(found: Course, source: dict[str, Any]) -> None:
         for about in (was, now):
             about.pop("path", None)
         if not _same(was, now):
-            different = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+            different = list(_different(was, now))
             raise RunError(
                 f"{found.config.out} was begun with another {name}",
-                expected=", ".join(f"{key} {str(was.get(key))[:60]}" for key in different),
-                got=", ".join(f"{key} {str(now.get(key))[:60]}" for key in different),
+                expected=", ".join(f"{key} {str(value)[:60]}" for key, value, _ in different),
+                got=", ".join(f"{key} {str(value)[:60]}" for key, _, value in different),
                 next="put back what was there, or choose another --out",
             )
 
@@ -225,6 +225,18 @@ def warn_of_other_bits(found: Course, made: dict[str, Any]) -> None:
     if names:
         changes = ", ".join(f"{name} {was.get(name)} is now {now.get(name)}" for name in names)
         log.warning("the bits may differ from those of a run that was never stopped: %s", changes)
+
+
+def _different(was: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What differs between two values out of JSON, as deep as it can be named: (where, was, is now)."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in sorted(was.keys() | now.keys()):
+            yield from _different(was.get(key), now.get(key), f"{at}.{key}" if at else key)
+    elif isinstance(was, (list, tuple)) and isinstance(now, (list, tuple)) and len(was) == len(now):
+        for number, (one, other) in enumerate(zip(was, now, strict=True), 1):
+            yield from _different(one, other, f"{at} {number}")
+    elif was != now:
+        yield at, was, now
 
 
 def _same(a: Any, b: Any) -> bool:

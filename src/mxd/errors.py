@@ -40,6 +40,10 @@ class TextError(MxdError):
     """A text source is unknown, unreadable, empty, or too small for what is asked."""
 
 
+class TooLittleText(TextError):
+    """A text source was read to its end, and holds less than what is asked for."""
+
+
 class HostError(MxdError):
     """A host model could not be loaded, or has no MLP at the place asked for."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ import torch
 from .ahead import ahead
 from .cache import Cache
 from .config import HarvestConfig, TrainConfig
-from .errors import ConfigError, TextError
+from .errors import ConfigError, TextError, TooLittleText
 from .harvest import Batch, collect, read_blocks
 from .host import Host, find_device
 from .sites import MLPSite, MLPWeights
@@ -51,6 +51,10 @@ class Feed(Protocol):
     @property
     def sites(self) -> list[MLPSite]:
         """The MLPs asked for, in that order."""
+        ...
+
+    def pin(self, text: Mapping[str, Any]) -> None:
+        """Read the text as it was when run.json said this of it; called before `prepare`."""
         ...
 
     def prepare(self) -> None:
@@ -97,6 +101,9 @@ class HostFeed:
         self.sites = _different([self.host.site(key) for key in config.layers], config.layers)
         self._blocks: Callable[[], Iterable[TokenBlock]] = tuple
         self._probe: TokenBlock | None = None
+
+    def pin(self, text: Mapping[str, Any]) -> None:
+        self.corpus.pin(text)
 
     def prepare(self) -> None:
         self._blocks = _train_blocks(self._config, self.corpus, self.host)
@@ -152,6 +159,9 @@ class CacheFeed:
                 got=f"{config.tokens:,}",
                 next="lower --tokens (and raise --passes), or harvest more",
             )
+
+    def pin(self, text: Mapping[str, Any]) -> None:
+        """Cached activations are what they are."""
 
     def prepare(self) -> None:
         self._cache.check_files(self._hookpoints)
@@ -251,7 +261,7 @@ def _probe_block(config: TrainConfig | HarvestConfig, corpus: Corpus, host: Host
             return corpus.sample(
                 host.tokenizer, "validation", sequences=sequences, tokens_per_sequence=config.tokens_per_sequence, seed=config.seed
             )
-        except TextError:
+        except TooLittleText:
             sequences //= 2
     log.warning("no validation text: the routing is not followed while training")
     return None

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from . import assets, blocks, fingerprints, products
+from . import assets, blocks, fingerprints, gguf_header, host_files, kept_tokenizer, products
 from .decoding import Decoder, check_numbers
 from .decoding import Generated as Generated
 from .devices import find_device as find_device
@@ -315,10 +315,12 @@ def _resolve(name: str) -> tuple[str, str | None, bool]:
     if name.endswith(".gguf"):
         if not path.is_file():
             raise HostError(f"no file {name}", expected="a .gguf file, a folder, or a name", next=f"did you mean {nearest(name, KNOWN)}?")
+        gguf_header.check(path)
         return str(path.parent), path.name, True
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise HostError(f"folder {name} holds no model", expected="config.json, weights and a tokenizer in it", got="no config.json")
+        host_files.check_index(name, path)
         return str(path), None, True
     kinds = "smollm2, a folder, a .gguf file, or a Hugging Face id (owner/name)"
     if path.is_file() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
@@ -328,24 +330,36 @@ def _resolve(name: str) -> tuple[str, str | None, bool]:
 
 def _pretrained(name: str, source: str, gguf: str | None, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any, str | None]:
     """Model, tokenizer and, from the hub, the commit they came from."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import cached_file
 
     local = Path(source).is_dir()
     options: dict[str, Any] = {"revision": revision or "main", "local_files_only": local, **({"gguf_file": gguf} if gguf else {})}
+    options["trust_remote_code"] = False  # left open, transformers asks on the terminal whether to run a host's own code
+    config: str | None = None
     try:
         with _quiet(local):
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            if not gguf:
+                with suppress(OSError):  # of which the tokenizer says more
+                    config = cached_file(source, "config.json", revision=options["revision"])
+            if config:
+                host_files.check_config(name, Path(config))
+            if local and name != BUILT_IN:
+                with torch.device("meta"):
+                    described = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **options))
+                host_files.check_size(name, described, [Path(source) / gguf] if gguf else fingerprints.weight_files(Path(source)))
+            tokenizer = kept_tokenizer.load(source, gguf) if local else AutoTokenizer.from_pretrained(source, **options)
             loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
             model, info = loaded
-            config = None if local else cached_file(source, "config.json", revision=options["revision"])
+    except HostError:
+        raise
     except Exception as error:  # the loaders raise nearly everything: OSError, ValueError, KeyError, SafetensorError ...
-        raise _load_error(name, revision, error) from error
+        raise (host_files.code_refused(name, error) or _load_error(name, revision, error)) from error
     lacking = sorted(str(key) for key in info["missing_keys"])
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         raise HostError(f"host {name} is incomplete", expected="all of its weights", got=f"none for {', '.join(lacking[:3])}{more}")
-    commit = re.search(r"snapshots[/\\]([0-9a-f]{40})", str(config))
+    commit = re.search(r"snapshots[/\\]([0-9a-f]{40})", "" if local else str(config))
     return model, tokenizer, commit.group(1) if commit else None
 
 

@@ -119,4 +119,6 @@ def reopen(run: Run, *, device: str = "auto") -> tuple[Host, Corpus]:
     made = run.info["config"]
     host = Host.load(made["host"], revision=made["revision"], device=device, dtype=made["dtype"])
     # From a cache, the order of the text is the harvest's, whatever the seed of the training.
-    return host, Corpus(tuple(made["text"]), column=made["text_column"], seed=run.info["text"]["seed"])
+    corpus = Corpus(tuple(made["text"]), column=made["text_column"], seed=run.info["text"]["seed"])
+    corpus.pin(run.info["text"])
+    return host, corpus

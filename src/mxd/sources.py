@@ -12,11 +12,11 @@ import json
 import re
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-from . import assets
+from . import assets, parquet_footer
 from .errors import TextError, nearest
 
 CORPORA: dict[str, str] = {
@@ -31,6 +31,8 @@ CORPORA: dict[str, str] = {
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 MEMORY_BYTES = 64 * 2**20
 """A file or folder of up to this many bytes is held in memory; a larger one is streamed."""
+LONGEST_BYTES = 256 * 2**20
+"""A .txt file, or a line of a .jsonl file, of more bytes is skipped without being held in memory."""
 HOPELESS_ROWS = 1_000
 """A Hugging Face dataset is given up after this many rows without one usable text."""
 NAMED = 100
@@ -114,6 +116,10 @@ class Source(ABC):
     def describe(self) -> dict[str, Any]:
         """``kind``, ``name`` and what pins the content, ready for JSON."""
 
+    def pin(self, described: Mapping[str, Any]) -> None:
+        """Read what `describe` said this of, where the source can tell; others are compared with it later."""
+        del described
+
     def usable(self, text: object, name: str, place: str = "") -> bool:
         """Whether `text` is text; notes it in `skipped` under `name` when it is not."""
         reason = ""
@@ -185,7 +191,11 @@ class Files(Source):
         return file.name if file == self.path else file.relative_to(self.path).as_posix()
 
     def _read_txt(self, file: Path, label: str) -> Iterator[str]:
-        content = file.read_bytes()
+        with file.open("rb") as opened:
+            content = opened.read(LONGEST_BYTES + 1)
+        if len(content) > LONGEST_BYTES:
+            self.skipped.add(label, f"longer than {LONGEST_BYTES} bytes")
+            return
         if b"\0" in content:
             self.skipped.add(label, "binary")
             return
@@ -204,8 +214,11 @@ class Files(Source):
                 self.skipped.add(label, "binary")
                 return
             number = 0
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(_bounded_lines(lines), start=1):
                 place = f"line {number}: "
+                if line is None:
+                    self.skipped.add(label, f"{place}longer than {LONGEST_BYTES} bytes")
+                    continue
                 if not line.strip():
                     continue
                 try:
@@ -224,22 +237,28 @@ class Files(Source):
         import pyarrow.parquet as parquet
 
         try:
-            with parquet.ParquetFile(file) as table:
+            with parquet.ParquetFile(file, **parquet_footer.limits(file)) as table:
                 fields = table.schema_arrow.names
                 if self.column not in fields:
                     self.skipped.add(label, f"no field {self.column!r} (fields: {', '.join(fields)})")
                     return
-                number = 0
+                found = parquet_footer.chunks(file, self.column)
+                if reason := parquet_footer.refusal(table, self.column, found):
+                    self.skipped.add(label, reason)
+                    return
+                number, rows = 0, parquet_footer.batch_rows(file, found)
                 # Reads one row group at a time, and of it only this column.
-                for batch in table.iter_batches(batch_size=1024, columns=[self.column]):
-                    for text in batch.column(0).to_pylist():
+                for batch in table.iter_batches(batch_size=rows, columns=[self.column]):
+                    for text in parquet_footer.texts(batch.column(0)):
                         number += 1
                         if self.usable(text, label, f"row {number}: "):
-                            yield text
+                            yield str(text)
                 if not number:
                     self.skipped.add(label, "empty")
-        except arrow.ArrowInvalid as error:
-            self.skipped.add(label, f"not parquet: {str(error).splitlines()[0]}")
+        except (arrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # the file system's
+            self.skipped.add(label, f"not parquet: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
 
 
 class HubDataset(Source):
@@ -253,6 +272,7 @@ class HubDataset(Source):
         self.repository, _, self.configuration = name.partition(":")
         self.column = column
         self.revision: str | None = None
+        """The commit that is read, from the first reading on: one run reads several times, and the dataset may move on in between."""
 
     def read(self) -> Iterator[Document]:
         usable = 0
@@ -267,16 +287,25 @@ class HubDataset(Source):
         # Known once something has been read; nothing is fetched to say it.
         return {"kind": self.kind, "name": self.name, "revision": self.revision}
 
+    def pin(self, described: Mapping[str, Any]) -> None:
+        if described.get("name") == self.name and isinstance(revision := described.get("revision"), str):
+            self.revision = revision
+
     def _rows(self) -> Iterator[object]:
+        again = () if self.revision is None else (self.revision,)
+        has_begun = bool(again)
         try:
-            rows, self.revision = assets.open_dataset(self.repository, self.configuration or None)
-            yield from rows
+            rows, self.revision = assets.open_dataset(self.repository, self.configuration or None, *again)
+            for row in rows:
+                has_begun = True
+                yield row
         except Exception as error:
+            by_name = f"check the name (owner/name or owner/name:configuration), or use built-in text ({', '.join(CORPORA)})"
             raise TextError(
-                f"cannot read the Hugging Face dataset {self.name}",
+                f"cannot read {'on in ' if has_begun else ''}the Hugging Face dataset {self.name}",
                 expected="a public dataset with a train part, and a network",
                 got=f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}",
-                next=f"check the name (owner/name or owner/name:configuration), or use built-in text ({', '.join(CORPORA)})",
+                next="run the same command again once the network is back" if has_begun else by_name,
             ) from error
 
 
@@ -343,6 +372,17 @@ def _read_news(archive: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
         csv.field_size_limit(before)
     for number, text in articles:
         yield f"news/{number}", text
+
+
+def _bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:
+    """The lines of a file; None for one of more than `LONGEST_BYTES`, which is passed over piece by piece."""
+    while line := file.readline(LONGEST_BYTES + 1):
+        if len(line) <= LONGEST_BYTES:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(LONGEST_BYTES)
+        yield None
 
 
 def _field(source: Source, row: object, column: str, name: str, place: str) -> Iterator[str]:

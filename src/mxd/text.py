@@ -15,7 +15,7 @@ import heapq
 import itertools
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .errors import TextError, nearest
+from .errors import TextError, TooLittleText, nearest
 from .sources import Document, Source, digest_of, open_source
 
 Split = Literal["train", "validation", "test"]
@@ -185,6 +185,11 @@ class Corpus:
             "seed": self.seed,
             "limit_documents": self.limit_documents,
         }
+
+    def pin(self, described: Mapping[str, Any]) -> None:
+        """Read every source as it was when `describe` said this, where it can still be had so."""
+        for source, was in zip(self._sources, described.get("sources", ()), strict=False):
+            source.pin(was)
 
     @property
     def streamed(self) -> bool:
@@ -357,8 +362,8 @@ def _check_positive(**counts: int) -> None:
             raise TextError(f"{name} is too small", expected="at least 1", got=str(count))
 
 
-def _too_little(split: str, sequences: int, tokens_per_sequence: int, found: int) -> TextError:
-    return TextError(
+def _too_little(split: str, sequences: int, tokens_per_sequence: int, found: int) -> TooLittleText:
+    return TooLittleText(
         f"too little {split} text",
         expected=f"at least {sequences} sequences of {tokens_per_sequence} tokens",
         got=f"{found} (text is split by document: of 20 documents about 18 are train, 1 validation, 1 test; a .txt file is one document)",

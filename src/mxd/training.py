@@ -81,6 +81,8 @@ def _train(found: Course, cache: Cache | None, quiet: bool) -> Run:
         feed = open_feed(config, cache)
         specs = plan(config, feed.sites)
         courses.check_students(found, specs)
+        if found.info is not None:
+            feed.pin(found.info.get("text") or {})
         feed.prepare()
         source = feed.describe()
         courses.check_source(found, source)
