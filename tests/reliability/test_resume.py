@@ -22,6 +22,7 @@ from mxd.errors import ConfigError, RunError
 from mxd.pipeline import train
 from mxd.sealed import read_json, write_sealed
 from mxd.train import Student
+from mxd.verify import verify
 from tests.small import small_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -227,6 +228,37 @@ def test_a_run_that_was_moved_goes_on_and_so_do_its_activations(
         train(TrainConfig(resume=tmp_path / "elsewhere"), quiet=True)
     run = train(TrainConfig(resume=tmp_path / "elsewhere", activations=tmp_path / "act2"), quiet=True)
     assert bits(run) == bits(whole)
+
+
+@pytest.mark.parametrize("lost", ["folder", "shard"])
+def test_activations_that_vanish_while_they_are_read_are_one_line_and_the_run_goes_on_when_they_are_back(
+    small: TrainConfig, cached: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    there, away = tmp_path / "act", tmp_path / "away"
+    shutil.copytree(cached.path, there)
+    base = replace(from_cache(small, cached), activations=there, tokens=8192)
+    whole = train(replace(base, out=tmp_path / "whole"), quiet=True)
+    shard = there / "train" / "layers.1.mlp" / "00002.safetensors"
+    gone, real = there if lost == "folder" else shard, Student.step
+
+    def step(student: Student, batch: Any) -> None:
+        if gone.exists() and student.steps == 2:
+            gone.rename(away)
+        real(student, batch)
+
+    monkeypatch.setattr(Student, "step", step)
+    config = replace(base, out=tmp_path / "run")
+    with pytest.raises(RunError, match=r"0000[12]\.safetensors is missing \| .*next: ") as error:
+        train(config, quiet=True)
+    assert len(str(error.value).splitlines()) == 1
+    stopped = Run.open(config.out)
+    assert 2 < stopped.students[0].steps < 32 and not [checked for checked in verify(config.out) if checked.problem]
+    monkeypatch.undo()
+    with pytest.raises(RunError, match=r"act does not exist|0000[12]\.safetensors is missing"):
+        train(config, quiet=True)
+    assert Run.open(config.out).students == stopped.students
+    away.rename(gone)
+    assert bits(train(config, quiet=True)) == bits(whole)
 
 
 def test_another_text_under_the_same_name_is_refused(small: TrainConfig, tmp_path: Path, broken_off: _Breaker) -> None:
