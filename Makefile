@@ -36,7 +36,7 @@ test-slow: setup
 
 # Every kill, every broken file operation, many flipped bytes: about half an hour. Its figures go to benchmarks/results/reliability.json.
 torture: setup
-	OMP_NUM_THREADS=1 MXD_RELIABILITY_FIGURES=benchmarks/results/reliability.json $(BIN)/python -m pytest -q -m slow tests/reliability
+	OMP_NUM_THREADS=1 MXD_RELIABILITY_FIGURES=benchmarks/results/reliability.json $(BIN)/python -m pytest -q -m slow tests/reliability tests/interop
 
 # Two hours (MXD_SOAK_MINUTES for another length) of training, killing, going on, verifying and evaluating on the built-in model.
 soak: setup
