@@ -33,9 +33,15 @@ from mxd.sealed import read_json, write_sealed
 from tests.reliability.figures import note
 from tests.small import save_host, save_texts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "unsynced")
 
 SOURCE = Path(checkpoint.__file__).parent
+
+
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tens of thousands of files are written here that need not outlive a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")
