@@ -7,8 +7,11 @@ import os
 import pickle
 import random
 import re
+import resource
 import struct
+import subprocess
 import sys
+import time
 import types
 import zipfile
 from collections import OrderedDict
@@ -279,7 +282,7 @@ def test_tensors_cannot_multiply_one_storage(tmp_path: Path) -> None:
     start = once.index(name + b"x")
     twenty = b"".join(once[start:-2].replace(name + b"x", name + bytes([97 + i])) for i in range(20))
     repeated = once[:start] + twenty + b"u."
-    with pytest.raises(RunError, match="20 tensors out of 1 storages"):
+    with pytest.raises(RunError, match="20 tensors out of one storage"):
         reference.read(build(tmp_path / "a.pt", repeated))
 
 
@@ -293,9 +296,59 @@ def test_a_pickle_cannot_reach_into_the_reader(tmp_path: Path) -> None:
         assert reference.read(build(tmp_path / "b.pt", whole(tensor(0, (4,), (1,))))).options == {"topk": 3}
 
 
-def test_notes_with_large_numbers_take_no_memory(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="LONG_BINPUT 4294967295 in a pickle"):
-        reference.read(build(tmp_path / "a.pt", b"\x80\x02}r\xff\xff\xff\xff."))
+DEEP = b"\x80\x02})" + b"\x85" * 900_000 + b"Ns."
+"""A tuple 900,000 deep as a key: hashing it would end the process."""
+DOUBLED = b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"}h\x00Ns."
+"""A tuple of itself twice, sixty times over, as a key: hashing it would never end."""
+COPIES = b"\x80\x02ccollections\nOrderedDict\nq\x00}q\x01" + b"h\x00h\x01\x85R0" * 1000 + b"."
+"""An OrderedDict of another: each call would copy it."""
+NOTES = b"\x80\x02}r\xff\xff\xff\xff."
+"""A note with a number that Python's unpickler makes 32 GiB of room for."""
+
+
+@pytest.mark.parametrize("program", [DEEP, DOUBLED, COPIES, NOTES, b"\x80\x02t.", b"\x80\x02R.", b"\x80\x02N.", b"\x80\x02h\x09.", b""])
+def test_programs_that_hang_crash_or_fill_the_memory_of_others(tmp_path: Path, program: bytes) -> None:
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RunError, match="cannot be read"):
+        reference.read(build(tmp_path / "a.pt", program))
+    assert time.monotonic() - began < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "less than a GiB more, in KiB"
+
+
+def test_a_name_is_refused_without_being_looked_up(tmp_path: Path) -> None:
+    """torch imports some of its modules when they are asked for."""
+    path = build(tmp_path / "a.pt", b"\x80\x02ctorch\n_dynamo\n.")
+    program = "import sys; from mxd.interop import reference\ntry: reference.read(sys.argv[1])\nexcept Exception as e: print(e)\n"
+    program += "print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    assert "got torch._dynamo | next: do not use this file\nFalse\n" in done.stdout
+
+
+def test_sizes_that_do_not_fit_together_take_no_memory(config: Callable[..., Any], tmp_path: Path) -> None:
+    """From a wide encoder and many experts, a layer of 1.6 TB would follow."""
+    weights = tensors() | {"W_enc": torch.zeros(400_000, 1), "gate": torch.zeros(1_000_000, 1)}
+    with pytest.raises(RunError, match="do not fit its options"):
+        reference.load(save(tmp_path / "a.pt", config(), weights))
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "norm"),
+    [
+        ({"W_dec": torch.zeros(9)}, {}, None),
+        ({"gate": torch.tensor(1.0)}, {}, None),
+        ({}, {"topk": 2.5}, None),
+        ({}, {}, torch.ones(1)),
+        ({}, {}, torch.ones(D + 1)),
+        ({}, {"is_transcoder": False, "use_conditional": False}, torch.ones(D)),
+    ],
+)
+def test_weights_and_norms_of_other_shapes_are_one_line(
+    config: Callable[..., Any], tmp_path: Path, weights: dict[str, Tensor], options: dict[str, Any], norm: Tensor | None
+) -> None:
+    path = save(tmp_path / "a.pt", config(**options), tensors(conditional=options.get("use_conditional", True)) | weights)
+    with pytest.raises(RunError, match="do not fit its options") as error:
+        reference.load(path, norm_weight=norm)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def fuzz(data: bytes, inputs: int, dice: random.Random, path: Path) -> None:
