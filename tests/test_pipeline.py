@@ -18,7 +18,7 @@ from mxd import ops, pipeline, plan, train
 from mxd.cache import Cache, CacheWriter
 from mxd.checkpoint import Run
 from mxd.config import KINDS, EvalConfig, HarvestConfig, TrainConfig
-from mxd.errors import ConfigError, HostError, LayerError, MxdError, RunError, TextError
+from mxd.errors import ConfigError, HostError, LayerError, MxdError, RunError, TextError, TooLittleText
 from mxd.feed import HostFeed
 from mxd.host import Host
 from mxd.pipeline import harvest
@@ -285,7 +285,7 @@ def test_without_validation_text_the_run_goes_on_without_probes(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def none(*_: Any, **__: Any) -> Iterator[Any]:
-        raise TextError("too little validation text")
+        raise TooLittleText("too little validation text")
 
     monkeypatch.setattr(pipeline.Corpus, "sample", none)
     run = train(replace(small, out=tmp_path / "run"), quiet=True)
@@ -607,7 +607,7 @@ def test_a_text_without_validation_documents_is_harvested_without_them(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def none(*_: Any, **__: Any) -> Iterator[Any]:
-        raise TextError("too little validation text")
+        raise TooLittleText("too little validation text")
 
     monkeypatch.setattr(pipeline.Corpus, "sample", none)
     cache = harvest(harvesting(small, out=tmp_path / "cache"), quiet=True)

@@ -134,9 +134,9 @@ class Cache:
         shard = self._hookpoints[hookpoint].weights
         check_size(self.path, shard)
         path = self.path / shard.file
-        check_sum(path, shard.sha256, mend=MEND)
+        data = check_sum(path, shard.sha256, mend=MEND)
         try:
-            tensors = load_tensors(path.read_bytes())
+            tensors = load_tensors(data)
             rest = {name: tensors.get(name) for name in ("b_E", "E_gate", "b_gate", "b_D")}
             return MLPWeights(E=tensors["E"], D=tensors["D"], **rest)
         except (SafetensorError, KeyError) as error:

@@ -194,6 +194,7 @@ class _Host(TypedDict):
 
 class _Text(TypedDict):
     seed: int
+    sources: list[dict[str, Any]]
 
 
 def check_origin(info: Mapping[str, Any]) -> None:

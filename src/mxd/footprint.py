@@ -62,13 +62,16 @@ def footprint(config: TrainConfig, specs: Sequence[StudentSpec], sites: Sequence
 
 
 def _step(config: TrainConfig, spec: StudentSpec, device: torch.device) -> int:
-    """A block of scores and its gradient, the vectors of every token (hidden ones three times where gated), the largest gradient."""
+    """A block of scores and its gradient, the vectors of every token (hidden ones three times where gated), the gradients held at once."""
     sizes, tokens = spec.sizes, config.tokens_per_step
     at_once = Settings(scores_mib=config.scores_mib).tokens_at_once(sizes.n_units, device)
     scores = 2 * FLOAT * min(at_once, tokens) * sizes.n_units
     hidden = 0 if config.recompute else tokens * sizes.d_hidden * (6 if sizes.glu else 3)
     vectors = tokens * (4 * (sizes.d_in + sizes.d_out) + 6 * min(sizes.k, sizes.n_units))
-    return scores + FLOAT * (hidden + vectors + candidate(spec.kind, spec.sizes).budget() // 2)
+    weights = candidate(spec.kind, spec.sizes).budget()
+    # On a GPU, first steps hold all gradients at once (see `Student.careful`).
+    gradients = weights // 2 if device.type == "cpu" else weights
+    return scores + FLOAT * (hidden + vectors + gradients)
 
 
 def check_memory(needed: Footprint, device: torch.device) -> None:

@@ -346,7 +346,7 @@ def _pretrained(name: str, source: str, gguf: str | None, revision: str | None, 
                 host_files.check_config(name, Path(config))
             if local and name != BUILT_IN:
                 with torch.device("meta"):
-                    described = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **options))
+                    described = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **options), trust_remote_code=False)
                 host_files.check_size(name, described, [Path(source) / gguf] if gguf else fingerprints.weight_files(Path(source)))
             tokenizer = kept_tokenizer.load(source, gguf) if local else AutoTokenizer.from_pretrained(source, **options)
             loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)

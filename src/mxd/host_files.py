@@ -16,6 +16,8 @@ LAYERS = 1_000
 """Most layers; the deepest public models have about 130. A module is built for each before anything can be compared."""
 MODULES = 100_000
 """Layers times experts, at most; Kimi K2 has 23,424."""
+LISTS = ("num_labels", "attention_types", "vision_feature_layer")
+"""Fields of which transformers makes lists or names as long as the numbers in them."""
 CONFIG_BYTES = 16 * 2**20
 """Largest config.json that is read."""
 ELEMENTS_PER_BYTE = 8
@@ -46,6 +48,12 @@ def check_config(name: str, path: Path) -> None:
     numbers = [(key, value) for key, value in _fields(found) if isinstance(value, int)]
     layers = max((value for key, value in numbers if _LAYERS.fullmatch(key)), default=1)
     experts = max((value for key, value in numbers if _EXPERTS.fullmatch(key)), default=1)
+    lists = [value for key, value in _fields(found) if key in LISTS]
+    longest = max((number for value in lists for number in _numbers(value)), default=1)
+    if longest > MODULES:
+        raise HostError(
+            f"host {name}: absurd number in config.json", expected=f"at most {MODULES} for {', '.join(LISTS)}", got=f"{longest}"
+        )
     if layers > LAYERS:
         raise HostError(f"host {name}: absurd number of layers in config.json", expected=f"at most {LAYERS}", got=f"{layers}")
     if layers * experts > MODULES:
@@ -100,6 +108,17 @@ def code_refused(name: str, error: BaseException) -> HostError | None:
         what = f"host {name} needs code of its own, which is never run"
         return HostError(what, expected="a model that transformers knows", next="choose another host, or use Host.from_model")
     return None
+
+
+def _numbers(value: object) -> Iterator[int]:
+    """Every whole number in a JSON value, at any depth."""
+    left: list[object] = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, int):
+            yield found
+        elif isinstance(found, (list, dict)):
+            left += cast(list[object], found) if isinstance(found, list) else cast(dict[str, object], found).values()
 
 
 def _fields(value: object) -> Iterator[tuple[str, object]]:

@@ -32,6 +32,8 @@ class AdamInBackward:
         """A tensor on the parameters' device: where it is 1, a step changes nothing, and nobody waits to find out."""
         self.holding = False
         """Leave gradients where they are, added up, until `release`."""
+        self.moved = False
+        """Whether a parameter was updated since this was last set to False."""
         self.adams = {parameter: torch.optim.Adam([parameter], lr=learning_rate, fused=True) for parameter in parameters}
         self._hooks = [parameter.register_post_accumulate_grad_hook(_updater(weakref.ref(self))) for parameter in self.adams]
 
@@ -43,6 +45,11 @@ class AdamInBackward:
     def state(self) -> dict[Tensor, dict[str, Tensor]]:
         """What each parameter's Adam has gathered so far; empty for one that was never stepped."""
         return {parameter: dict(adam.state[parameter]) for parameter, adam in self.adams.items()}
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether every parameter's averages have been allocated."""
+        return all(parameter in adam.state for parameter, adam in self.adams.items())
 
     def release(self) -> None:
         """Update every parameter that holds a gradient."""
@@ -56,6 +63,7 @@ class AdamInBackward:
         adam.param_groups[0]["lr"] = self.learning_rate * self._factors.get(parameter, 1.0)
         adam.found_inf = self.found_inf  # pyright: ignore[reportAttributeAccessIssue]
         adam.step()
+        self.moved = True
         parameter.grad = None
 
 

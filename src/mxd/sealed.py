@@ -83,11 +83,13 @@ def read_json(path: Path) -> Any:
     return found
 
 
-def check_sum(path: Path, expected: str, *, what: str = "was changed", mend: str = MEND) -> None:
-    """Raise `RunError`, which says `what` of the file and how to `mend` it, unless it has this sha256."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-    if found != expected:
+def check_sum(path: Path, expected: str, *, what: str = "was changed", mend: str = MEND) -> bytes:
+    """What is in a file. Raise `RunError`, which says `what` of it and how to `mend` it, unless it has this sha256."""
+    data = path.read_bytes() if path.is_file() else None
+    found = "no file" if data is None else hashlib.sha256(data).hexdigest()
+    if data is None or found != expected:
         raise RunError(f"{path} {what}", expected=f"sha256 {str(expected)[:12]}…", got=f"{found[:12]}…", next=mend)
+    return data
 
 
 def _digest(value: Any) -> str:

@@ -1,4 +1,7 @@
-"""A step's tokens in slices, where the whole would not fit into memory: the losses are means over tokens, so that gradients add up."""
+"""A step's tokens in slices, where the whole would not fit into memory: the losses are means over tokens, so that gradients add up.
+
+The one thing that depends on the company of a token is which y are as good as 0 (`objectives.norm_weighted`): 1e-7 of the slice's largest.
+"""
 
 from __future__ import annotations
 

@@ -184,11 +184,13 @@ class Student:
         size = (self.layer.k if k is None else k, len(self._dead))
         proven = any(size[0] <= units and size[1] <= dead for units, dead in self._proven)
         self._adam.holding = self.parts > 1 or (self.careful and not proven)
-        self._adam.learning_rate = self.learning_rate()
+        self._adam.learning_rate, self._adam.moved = self.learning_rate(), False
+        settled = self._adam.has_moments  # the first step has yet to make room for them
         fired = self._backward_or_halve(batch, k)
         if self.stopped is not None:
             return
-        self._proven.add(size)
+        if settled and not proven:
+            self._proven.add(size)
         self._adam.release()
         self._step_muon()
         self.counts.add(fired)
@@ -202,13 +204,14 @@ class Student:
         try:
             return self._backward(batch, k)
         except torch.OutOfMemoryError as error:
-            if self.parts > 1 or not self._adam.holding:  # halved already, or weights have moved
+            if self.parts > 1 or self._adam.moved or not self.careful:
                 raise
             said = str(error).split(". ")[0]
         # Outside of the except block: its traceback holds on to all that did not fit.
         self._forget()
         torch.cuda.empty_cache()
         self.parts = 2
+        self._adam.holding = True
         tokens = f"{len(batch.y):,} tokens at a time, from here on {-(-len(batch.y) // 2):,}; gradients are added up: the same result"
         log.warning("%s: not enough memory for %s (%s)", self.name, tokens, said)
         return self._backward(batch, k)

@@ -97,6 +97,17 @@ def test_code_in_a_hosts_folder_does_not_run_whatever_is_answered(
     assert mark.exists(), "it would have run"
 
 
+def test_a_known_model_that_brings_its_own_class_does_not_run_it_either(folder: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A type of model that transformers knows, and has no causal language model for: there it would ask for the class of the folder."""
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\nfrom transformers import LlamaForCausalLM as Evil\n")
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 300}
+    config = {"model_type": "clip_text_model", "auto_map": {"AutoModelForCausalLM": "evil.Evil"}, **small}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    refused(lambda: Host.load(str(folder)))
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -108,6 +119,8 @@ def test_code_in_a_hosts_folder_does_not_run_whatever_is_answered(
         ({"intermediate_size": 10**8}, "describes more than it holds"),
         ({"hidden_size": 10**30}, "could not be loaded"),
         ({"_attn_implementation": "evil/kernel"}, "wants code from elsewhere"),
+        ({"num_labels": 10**9}, "absurd number in config.json | expected at most 100000 for num_labels"),
+        ({"attention_types": [[["global"], 10**9]]}, "absurd number in config.json"),
     ],
     ids=str,
 )

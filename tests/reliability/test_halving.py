@@ -179,16 +179,46 @@ def test_a_larger_step_than_any_before_is_taken_with_care(monkeypatch: pytest.Mo
     monkeypatch.setattr(Student, "_draw_k", lambda _: next(drawn))
     for seed in range(6):
         one.step(batch(seed))
-    assert held == [True, False, False, True, False, False]
+    assert held == [True, True, False, True, False, False], "the first is without Adam's averages, the second the first with all"
 
 
-def test_memory_that_others_take_later_is_an_error_and_not_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def proven() -> Student:
     one = student(random_k=False)
-    one.step(batch(1))
-    out_of_memory(one, monkeypatch, above=0)
+    for seed in (1, 2, 3):
+        one.step(batch(seed))
+    assert one._adam is not None and not one._adam.holding
+    return one
+
+
+def test_memory_that_ends_later_before_a_weight_has_moved_is_met_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    poor, halved = proven(), proven()
+    halved.parts = 2
+    out_of_memory(poor, monkeypatch, above=TOKENS // 2)
+    for seed in (4, 5):
+        poor.step(batch(seed))
+        halved.step(batch(seed))
+    assert poor.parts == 2 and same(state(poor), state(halved))
+
+
+def test_memory_that_ends_after_a_weight_has_moved_is_an_error_and_not_other_numbers() -> None:
+    one = proven()
+
+    def fail(_: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    one.layer.get_parameter("encoder.E").register_post_accumulate_grad_hook(fail)
     with pytest.raises(torch.OutOfMemoryError):
-        one.step(batch(2))
-    assert one.parts == 1
+        one.step(batch(4))
+    assert one.parts == 1 and one.in_step
+
+
+def test_sizes_that_are_smaller_than_proven_ones_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = student(random_k=False)
+    drawn = iter([6, 6, *range(1, 7)] * 3)
+    monkeypatch.setattr(Student, "_draw_k", lambda _: next(drawn))
+    for seed in range(16):
+        one.step(batch(seed))
+    assert one._proven == {(6, 0)}
 
 
 def test_in_halves_a_loss_that_is_not_finite_stops_the_student_as_it_was() -> None:
