@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_tables
+import reliability_table
 import study_tables
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -36,6 +37,7 @@ def render() -> dict[Path, str]:
     return {
         PAGE: _filled(PAGE, {**study_tables.tables(), **own, **{mark: _study(mark) for mark in STUDIES}}),
         README: _filled(README, {"demo": _demo(_read(DOCS / "results" / "demo.json")), "speed": bench_tables.targets()}),
+        reliability_table.PAGE: _filled(reliability_table.PAGE, {"reliability": reliability_table.table()}),
         bench_tables.PAGE: _filled(bench_tables.PAGE, bench_tables.tables()),
         **bench_tables.plots(),
         **study_tables.plots(),
