@@ -302,11 +302,21 @@ DOUBLED = b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"}h\x00Ns."
 """A tuple of itself twice, sixty times over, as a key: hashing it would never end."""
 COPIES = b"\x80\x02ccollections\nOrderedDict\nq\x00}q\x01" + b"h\x00h\x01\x85R0" * 1000 + b"."
 """An OrderedDict of another: each call would copy it."""
+OPTIONS = (
+    b"\x80\x02csae_training.config\nLanguageModelSAERunnerConfig\nq\x00}q\x01("
+    + b"".join(b"M" + struct.pack("<H", number) + b"N" for number in range(65_536))
+    + b"u0"
+    + b"h\x00)\x81h\x01b" * 5_000
+    + b"."
+)
+"""Many objects with the fields of one dict: 13 GB, if each had a copy."""
 NOTES = b"\x80\x02}r\xff\xff\xff\xff."
 """A note with a number that Python's unpickler makes 32 GiB of room for."""
 
 
-@pytest.mark.parametrize("program", [DEEP, DOUBLED, COPIES, NOTES, b"\x80\x02t.", b"\x80\x02R.", b"\x80\x02N.", b"\x80\x02h\x09.", b""])
+@pytest.mark.parametrize(
+    "program", [DEEP, DOUBLED, COPIES, OPTIONS, NOTES, b"\x80\x02t.", b"\x80\x02R.", b"\x80\x02N.", b"\x80\x02h\x09.", b""]
+)
 def test_programs_that_hang_crash_or_fill_the_memory_of_others(tmp_path: Path, program: bytes) -> None:
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(RunError, match="cannot be read"):

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -68,10 +69,10 @@ class _Name(NamedTuple):
     name: str
 
 
-class _Options(NamedTuple):
+class _Options:
     """An object of the reference's configuration class."""
 
-    fields: dict[Any, Any]
+    fields: Mapping[Any, Any] = MappingProxyType({})
 
 
 class _Machine:
@@ -165,7 +166,7 @@ class _Machine:
         (state,) = self._take(1)
         made = self._stack[-1]
         if isinstance(made, _Options) and isinstance(state, dict):
-            made.fields.update(state)
+            made.fields = state  # not a copy: a program can ask for many
         elif not isinstance(made, dict):
             raise ValueError("fields of something else than options")
 
@@ -205,7 +206,7 @@ MAKERS: dict[str, Callable[[_Machine], None]] = {
 }  # fmt: skip
 """Of the pickle language, what protocol 2 writes such files with."""
 KNOWN: dict[_Name, Callable[..., Any]] = {
-    _Name(*CONFIG): lambda: _Options({}),
+    _Name(*CONFIG): _Options,
     _Name("collections", "OrderedDict"): lambda: {},
     _Name("torch", "device"): lambda *_: None,
     _Name("torch._utils", "_rebuild_tensor_v2"): lambda *args: _slice(*args[:4]),
