@@ -121,10 +121,10 @@ def test_damaged_weights_are_named(damage: str, tmp_path: Path) -> None:
             '{"format_version": 1, HEAD, "students": [{"name": "x"}]}',
             "a list of students",
         ),
-        (
-            '{"format_version": 1, HEAD, "students": []}',
-            "holds no student yet",
-        ),
+        ('{"format_version": 1, HEAD, "students": []}', "holds no student yet"),
+        ('{"format_version": 1, HEAD, "students": [], "host": {}}', r"what mxd train writes .* got 'name'"),
+        ('{"format_version": 1, HEAD, "students": [], "text": {"seed": 0, "sources": null}}', r"what mxd train writes .* got sources"),
+        ('{"format_version": 1, HEAD, "students": [], "config": {}}', r"what mxd train writes .* got no host, text"),
         ('{"format_version": 99, "students": []}', r"written by a newer mxd .* got 99 \| next: pip install --upgrade mxd"),
     ],
 )

@@ -266,7 +266,8 @@ class TestHub:
     def test_rows_are_streamed_at_a_pinned_commit(self, monkeypatch):
         asked: list[tuple[str, str | None]] = []
 
-        def hub(repository: str, configuration: str | None):
+        def hub(repository: str, configuration: str | None, commit: str | None):
+            assert commit is None, "nothing was read before"
             asked.append((repository, configuration))
             return ({"text": f"row {number}", "meta": 1} for number in itertools.count()), "c0ffee"
 

@@ -285,10 +285,10 @@ class Run:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
-        if expected := self.info.get("metrics_sha256"):
-            check_sum(path, expected)
+        expected = self.info.get("metrics_sha256")
+        data = check_sum(path, expected) if expected else path.read_bytes()
         rows: list[dict[str, Any]] = []
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = data.decode("utf-8").splitlines()
         for number, line in enumerate(lines, 1):
             try:
                 rows.append(json.loads(line))

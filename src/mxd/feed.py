@@ -202,13 +202,9 @@ def open_feed(config: TrainConfig, cache: Cache | None) -> Feed:
 def until(items: Iterator[T], tokens: int, size: Callable[[T], int]) -> Iterator[T]:
     """Items from the front that hold `tokens` tokens together, the last one whole, or all of them; `size` counts those of one."""
     seen = 0
-    while seen < tokens:
-        for item in itertools.islice(items, 1):
-            seen += size(item)
-            yield item
-            break
-        else:
-            return
+    while seen < tokens and (item := next(items, None)) is not None:
+        seen += size(item)
+        yield item
 
 
 def _on(device: torch.device, stream: Batches) -> Batches:

@@ -17,7 +17,7 @@ LAYERS = 1_000
 MODULES = 100_000
 """Layers times experts, at most; Kimi K2 has 23,424."""
 LISTS = ("num_labels", "attention_types", "vision_feature_layer")
-"""Fields of which transformers makes lists or names as long as the numbers in them."""
+"""Fields by whose numbers transformers makes lists and names, or counts layers."""
 CONFIG_BYTES = 16 * 2**20
 """Largest config.json that is read."""
 ELEMENTS_PER_BYTE = 8
@@ -45,11 +45,11 @@ def check_config(name: str, path: Path) -> None:
         raise HostError(
             f"host {name} has no usable config.json", expected="a JSON object", got=f"{type(found).__name__}, {len(text)} bytes"
         )
-    numbers = [(key, value) for key, value in _fields(found) if isinstance(value, int)]
+    fields = list(_fields(found))
+    numbers = [(key, value) for key, value in fields if isinstance(value, int)]
     layers = max((value for key, value in numbers if _LAYERS.fullmatch(key)), default=1)
     experts = max((value for key, value in numbers if _EXPERTS.fullmatch(key)), default=1)
-    lists = [value for key, value in _fields(found) if key in LISTS]
-    longest = max((number for value in lists for number in _numbers(value)), default=1)
+    longest = max((number for key, value in fields if key in LISTS for number in _values(value) if isinstance(number, int)), default=1)
     if longest > MODULES:
         raise HostError(
             f"host {name}: absurd number in config.json", expected=f"at most {MODULES} for {', '.join(LISTS)}", got=f"{longest}"
@@ -59,7 +59,7 @@ def check_config(name: str, path: Path) -> None:
     if layers * experts > MODULES:
         expected = f"at most {MODULES} in all layers"
         raise HostError(f"host {name}: absurd number of experts in config.json", expected=expected, got=f"{experts} in {layers} layers")
-    for key, value in _fields(found):
+    for key, value in fields:
         if "attn_implementation" in key and "/" in str(value):
             # transformers would download code of that name from the hub, and run it.
             raise HostError(f"host {name} wants code from elsewhere", expected=f"no {key} in config.json", got=f"{value}"[:200])
@@ -110,25 +110,19 @@ def code_refused(name: str, error: BaseException) -> HostError | None:
     return None
 
 
-def _numbers(value: object) -> Iterator[int]:
-    """Every whole number in a JSON value, at any depth."""
-    left: list[object] = [value]
-    while left:
-        found = left.pop()
-        if isinstance(found, int):
-            yield found
-        elif isinstance(found, (list, dict)):
-            left += cast(list[object], found) if isinstance(found, list) else cast(dict[str, object], found).values()
-
-
 def _fields(value: object) -> Iterator[tuple[str, object]]:
     """Every field of a JSON value, at any depth."""
+    for found in _values(value):
+        if isinstance(found, dict):
+            yield from cast(dict[str, object], found).items()
+
+
+def _values(value: object) -> Iterator[object]:
+    """A JSON value and every value in it, at any depth."""
     left: list[object] = [value]
     while left:
-        found = left.pop()
+        yield (found := left.pop())
         if isinstance(found, dict):
-            fields = cast(dict[str, object], found)
-            yield from fields.items()
-            left += fields.values()
+            left += cast(dict[str, object], found).values()
         elif isinstance(found, list):
             left += cast(list[object], found)

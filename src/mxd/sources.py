@@ -292,10 +292,9 @@ class HubDataset(Source):
             self.revision = revision
 
     def _rows(self) -> Iterator[object]:
-        again = () if self.revision is None else (self.revision,)
-        has_begun = bool(again)
+        has_begun = self.revision is not None
         try:
-            rows, self.revision = assets.open_dataset(self.repository, self.configuration or None, *again)
+            rows, self.revision = assets.open_dataset(self.repository, self.configuration or None, self.revision)
             for row in rows:
                 has_begun = True
                 yield row

@@ -82,7 +82,7 @@ def _train(found: Course, cache: Cache | None, quiet: bool) -> Run:
         specs = plan(config, feed.sites)
         courses.check_students(found, specs)
         if found.info is not None:
-            feed.pin(found.info.get("text") or {})
+            feed.pin(found.info["text"])
         feed.prepare()
         source = feed.describe()
         courses.check_source(found, source)

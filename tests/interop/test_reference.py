@@ -358,6 +358,8 @@ def test_weights_and_norms_of_other_shapes_are_one_line(
     path = save(tmp_path / "a.pt", config(**options), tensors(conditional=options.get("use_conditional", True)) | weights)
     with pytest.raises(RunError, match="do not fit its options") as error:
         reference.load(path, norm_weight=norm)
+    with pytest.raises(RunError, match="do not fit its options"):
+        reference.load(path, norm_weight=torch.ones(D), norm_bias=torch.ones(D + 1))
     assert len(str(error.value).splitlines()) == 1
 
 

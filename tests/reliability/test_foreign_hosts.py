@@ -121,6 +121,7 @@ def test_a_known_model_that_brings_its_own_class_does_not_run_it_either(folder: 
         ({"_attn_implementation": "evil/kernel"}, "wants code from elsewhere"),
         ({"num_labels": 10**9}, "absurd number in config.json | expected at most 100000 for num_labels"),
         ({"attention_types": [[["global"], 10**9]]}, "absurd number in config.json"),
+        ({"vision_config": {"vision_feature_layer": [1, 10**9]}}, "absurd number in config.json"),
     ],
     ids=str,
 )
