@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from .errors import ConfigError
 
@@ -23,3 +24,8 @@ def find_device(name: str) -> torch.device:
     if (device.index or 0) >= there:
         raise ConfigError(f"this machine has no device {name}", expected="auto, cpu, or a device that is there", next="pass --device cpu")
     return device
+
+
+def layer_device(layer: nn.Module) -> torch.device:
+    """Where a layer's parameters are; the CPU if it has none."""
+    return next((p.device for p in layer.parameters()), torch.device("cpu"))

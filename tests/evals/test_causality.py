@@ -20,8 +20,8 @@ from mxd.evals.anatomy.causality import (
     replacements,
     summary,
 )
-from mxd.evals.anatomy.written import Written, mean_activations
 from mxd.layers import LAYERS, SparseLayer
+from mxd.written import Written, mean_activations
 
 from .hosts import random_layer, tiny_llama
 from .test_shares import inputs, mixture, of, tokens_of

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mxd.evals.anatomy.shares import Benefits, Players, Tokens, amplitude, benefits, effective_number, players, summary
-from mxd.evals.anatomy.written import Written, mean_activations
 from mxd.layers import LAYERS, Edited, MxD, MxDConfig, SparseLayer, Transcoder, TranscoderConfig
+from mxd.written import Written, mean_activations
 
 from .hosts import random_layer
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..devices import layer_device
 from ..layers import SparseLayer
 from .bootstrap import ratio_interval
 
@@ -168,11 +169,6 @@ def sum_by(documents: Int[Tensor, " token"], *columns: Tensor) -> Tensor:
     stacked = torch.stack(columns, 1)
     total = stacked.new_zeros(int(documents.max()) + 1, len(columns))
     return total.index_add_(0, documents.cpu(), stacked)
-
-
-def layer_device(layer: nn.Module) -> torch.device:
-    """Where the layer's parameters are; the CPU if it has none."""
-    return next((p.device for p in layer.parameters()), torch.device("cpu"))
 
 
 @torch.no_grad()

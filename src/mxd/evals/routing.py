@@ -23,10 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..devices import layer_device
 from ..layers import MixtureOfDecoders, SparseLayer
 from ..ops import expert_mix, gemm
 from .bootstrap import Interval, interval_of_sums
-from .fidelity import TOKENS_AT_ONCE, HeldOut, layer_device, squared_norms, sum_by, token_errors, variation
+from .fidelity import TOKENS_AT_ONCE, HeldOut, squared_norms, sum_by, token_errors, variation
 
 RIDGE_GRID = (1e-7, 1e-5, 1e-3, 1e-1)
 """Ridge penalties tried, as multiples of the mean variance of z's components."""

@@ -21,13 +21,14 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor, nn
 
+from ...devices import layer_device
 from ...layers import Code, SparseLayer
 from ...ops.transpose import Plan
+from ...written import Written
 from ..bootstrap import Array, interval_of_sums, ratio_interval
-from ..fidelity import Swap, layer_device, squared_norms, sum_by, swapped_losses, variation
+from ..fidelity import Swap, squared_norms, sum_by, swapped_losses, variation
 from ..routing import Parts, expert_permutations, fit_affine
 from .shares import Tokens, as_dict
-from .written import Written
 
 if TYPE_CHECKING:
     from ...host import Host

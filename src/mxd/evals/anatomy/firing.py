@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...devices import layer_device
 from ...layers import SparseLayer
-from ..fidelity import HISTOGRAM_EDGES, TOKENS_AT_ONCE, layer_device
+from ..fidelity import HISTOGRAM_EDGES, TOKENS_AT_ONCE
 
 MOST_PER_TOKEN = 256
 """Active units that are kept of one token, the strongest: all of them for any usual K."""

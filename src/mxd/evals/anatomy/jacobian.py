@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...devices import layer_device
 from ...layers import Code, SparseLayer
 from ...ops.transpose import Plan
 from ..bootstrap import interval_of_sums
-from ..fidelity import layer_device
 from .shares import as_dict
 
 if TYPE_CHECKING:

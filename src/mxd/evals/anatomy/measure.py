@@ -16,11 +16,11 @@ from torch import Tensor
 from ...errors import ConfigError, TextError
 from ...recipes import recipe
 from ...text import Split, TokenBlock
+from ...written import Written, mean_activations
 from ..parts import Found, Part, Subject
 from . import causality, firing, jacobian, shares, weights
 from .shares import Tokens
 from .show import show
-from .written import Written, mean_activations
 
 VALIDATION_TOKENS = 16_384
 """Validation tokens, at most, on which the fits are made."""

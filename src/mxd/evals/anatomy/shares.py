@@ -1,6 +1,6 @@
 """Who earns a layer's accuracy: benefit shares by exact Shapley values for squared error, and the share that amplitude alone would earn.
 
-With ŷ = rest + Σ_n u_n (`mxd.evals.anatomy_written`), the value of a set S of contributions is how much of E‖y − b‖² they remove,
+With ŷ = rest + Σ_n u_n (`mxd.written`), the value of a set S of contributions is how much of E‖y − b‖² they remove,
 v(S) = E‖y − b‖² − E‖y − b − Σ_{i∈S} u_i‖². It is quadratic, so Shapley's average over all orders has the closed form
 
     φ_i = E⟨u_i, 2(y − b) − p⟩,   p = Σ_i u_i,   Σ_i φ_i = E‖y − b‖² − E‖y − ŷ‖².
@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...written import Chunk, Written
 from ..bootstrap import Array, Interval, interval_of_sums
 from ..fidelity import squared_norms, sum_by, variation
-from .written import Chunk, Written
 
 
 class Tokens(NamedTuple):

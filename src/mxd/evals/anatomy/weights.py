@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...layers import MixtureOfDecoders, SparseLayer
-from .written import bare
+from ...written import bare
 
 EXPERTS_AT_ONCE = 16
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...layers import Code, Edited, MixtureOfDecoders, SparseLayer
-from ...ops.transpose import Plan
-from ..fidelity import layer_device
+from .devices import layer_device
+from .layers import Code, Edited, MixtureOfDecoders, SparseLayer
+from .ops.transpose import Plan
 
 TOKENS_AT_ONCE = 1024
 """Tokens encoded at once."""
