@@ -174,16 +174,16 @@ def test_nucleus_by_hand_and_beyond_the_first_look(monkeypatch: pytest.MonkeyPat
 
 def test_top_p_samples_the_renormalised_nucleus_with_the_same_noise() -> None:
     scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(20_000, 4)
-    drawn = decoding._Picker(1.0, list(range(20_000)), top_p=0.8)(scores)
+    drawn = decoding.Picker(1.0, list(range(20_000)), top_p=0.8)(scores)
     shares = torch.bincount(drawn, minlength=4) / 20_000
     assert shares.tolist() == pytest.approx([0.625, 0.375, 0, 0], abs=0.015)
-    free = decoding._Picker(1.0, list(range(20_000)))(scores)
+    free = decoding.Picker(1.0, list(range(20_000)))(scores)
     assert torch.equal(free[free < 2], drawn[free < 2]), "noise that fell within the nucleus anyway decides as before"
 
 
 def test_frequency_penalty_by_hand() -> None:
     scores = torch.tensor([[3.0, 2.5, 0.0], [0.0, 9.0, 0.0]])
-    pick = decoding._Picker(0.0, 0, frequency_penalty=1.0)
+    pick = decoding.Picker(0.0, 0, frequency_penalty=1.0)
     assert [pick(scores).tolist() for _ in range(4)] == [[0, 1], [1, 1], [0, 1], [1, 1]]
     host = endless()
     assert host.generate_batch(PROMPTS, new_tokens=20, frequency_penalty=0.0) == host.generate_batch(PROMPTS, new_tokens=20)

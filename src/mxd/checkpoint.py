@@ -7,6 +7,8 @@
     runs/NAME/STUDENT/HOOKPOINT/cfg.json     the layer's description and its training record
     runs/NAME/STUDENT/HOOKPOINT/*.safetensors
     runs/NAME/report.json .md .html, frontier.svg
+
+What is known of a run is read without PyTorch, which takes seconds to import: only layers need it.
 """
 
 from __future__ import annotations
@@ -17,20 +19,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor
 
 from .config import TrainConfig
 from .errors import RunError, nearest
-from .interop import reference, sparsify
-from .layers import Edited, SparseLayer, from_description
 from .sealed import MEND, check_sum, check_version, read_json, write_atomic, write_sealed
 from .typed import leads_out, options, wrong
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .layers import SparseLayer
 
 FORMAT_VERSION = 1
 """Version of the run folder; a newer one is refused."""
@@ -102,13 +104,18 @@ def save_layer(folder: Path, layer: SparseLayer, record: StudentRecord | None = 
     Raises:
         RunError: the layer is an edited one: an edit is a file beside the weights.
     """
+    from safetensors.torch import save
+
+    from .interop import sparsify
+    from .layers import Edited
+
     if isinstance(layer, Edited):
         raise RunError(
             "an edited layer is not saved", expected="the layer itself", got="Edited", next="keep the edit: mxd edit RUN --out FILE"
         )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in layer.state_dict().items()}
     shared = layer.kind in sparsify.KINDS
-    weights = save_tensors(sparsify.to_names(state) if shared else state, metadata={"format": "pt"})
+    weights = save(sparsify.to_names(state) if shared else state, metadata={"format": "pt"})
     cfg: dict[str, Any] = sparsify.config(layer) if shared else {}
     cfg["mxd"] = {
         "format_version": FORMAT_VERSION,
@@ -126,6 +133,9 @@ def load_layer(folder: Path, device: str | torch.device = "cpu") -> SparseLayer:
     Raises:
         RunError: not a layer folder, of a newer format, or its weights are truncated or not those that were saved.
     """
+    from .interop import sparsify
+    from .layers import from_description
+
     cfg = read_json(folder / "cfg.json")
     about = cfg.get("mxd") if isinstance(cfg, dict) else None
     if not isinstance(about, dict):
@@ -148,6 +158,8 @@ def load_layer(folder: Path, device: str | torch.device = "cpu") -> SparseLayer:
 
 
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    from safetensors.torch import load as tensors_of
+
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -158,12 +170,14 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
             f"{path} is truncated or was changed", expected=f"sha256 {sha256[:12]}…", got=f"{found[:12]}…, {len(data):,} bytes", next=MEND
         )
     try:
-        return load_tensors(data)
+        return tensors_of(data)
     except SafetensorError as error:
         raise RunError(f"{path} cannot be read", expected="safetensors", got=str(error), next=MEND) from None
 
 
 def _weights_name(kind: str) -> str:
+    from .interop import sparsify
+
     return sparsify.WEIGHTS_FILE if kind in sparsify.KINDS else "mxd.safetensors"
 
 
@@ -306,6 +320,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SparseLayer:
     Raises:
         RunError: there is none, there are several hookpoints to choose from, or the files are damaged.
     """
+    from .interop import reference
+
     path = Path(path)
     if path.suffix == ".pt":
         return reference.load(path).to(device)

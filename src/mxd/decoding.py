@@ -83,7 +83,7 @@ class Decoder:
     ) -> list[list[int]]:
         """The tokens added to each prompt, up to and with the first of `ends`, at most `new_tokens`. `compiled` implies `static`.
 
-        How tokens are chosen: see `_Picker`.
+        How tokens are chosen: see `Picker`.
 
         Raises:
             ConfigError: compiled, and this machine has nothing to compile with.
@@ -97,7 +97,7 @@ class Decoder:
         width = laid.ids.shape[1]
         cache = self._cache(len(prompts), laid.positions.shape[1], keep=compiled) if static else None
         take_step = _compiled_step if compiled else _step
-        pick = _Picker(temperature, seed, top_p, frequency_penalty)
+        pick = Picker(temperature, seed, top_p, frequency_penalty)
         added: list[list[int]] = [[] for _ in prompts]
         going = set(range(len(prompts)))
         with torch.no_grad(), _compilations(compiled):
@@ -168,7 +168,7 @@ def lay_out(prompts: Sequence[Sequence[int]], new_tokens: int, *, bucket: int, d
     return Layout(ids, columns >= pads if padded else None, (columns - pads).clamp(min=0))
 
 
-class _Picker:
+class Picker:
     """The next token of each row: the likeliest, or a sample of softmax(scores / temperature), with Gumbel noise that depends on the
     row's seed and the step only.
 

@@ -13,15 +13,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .checkpoint import Run, StudentRecord
 from .config import EditConfig
 from .errors import ConfigError, RunError
-from .layers import Edited, SparseLayer
 from .sealed import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from .layers import Edited, SparseLayer
 
 FORMAT_VERSION = 1
 """Version of the file; a newer one is refused."""
@@ -54,6 +56,8 @@ class Edit:
         Raises:
             LayerError: `layer` has no such unit.
         """
+        from .layers import Edited
+
         return Edited(layer, scale=self.scale, add=self.add)
 
     def summary(self) -> str:

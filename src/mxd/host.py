@@ -263,7 +263,7 @@ class Host:
             return []
         how: dict[str, Any] = {"temperature": temperature, "seed": seed, "top_p": top_p, "frequency_penalty": frequency_penalty}
         how |= {"static": static, "compiled": compiled}
-        made = self._decoder.extend(read, new_tokens=new_tokens, ends=self._end_ids(), **how)
+        made = self._decoder.extend(read, new_tokens=new_tokens, ends=self.end_ids(), **how)
         return [Generated(ids, new, self.decode(ids + new)[len(self.decode(ids)) :]) for ids, new in zip(read, made, strict=True)]
 
     def _stand_ins(self, modules: Mapping[Any, Any]) -> dict[str, StandIn]:
@@ -283,7 +283,8 @@ class Host:
 
         return StaticCache(config=self.model.config, max_cache_len=tokens)
 
-    def _end_ids(self) -> set[int]:
+    def end_ids(self) -> set[int]:
+        """The tokens that end a text."""
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         if ends is None:
             ends = self.tokenizer.eos_token_id
