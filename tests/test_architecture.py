@@ -26,6 +26,8 @@ OWNERS: dict[str, str] = {
     "sae_lens": r"interop/.*|bench/peers",
     "circuit_tracer": r"interop/.*",
     "tyro": r"cli|options",
+    "starlette": r"explore/(serve|guards|(live_|note_)?routes)",
+    "uvicorn": r"explore/serve",
     "rich": r"progress|tables",
     "sklearn": r"evals/.*",
     "matplotlib": r"evals/.*",
@@ -34,9 +36,9 @@ OWNERS: dict[str, str] = {
 }
 """Package -> the only files that may import it."""
 
-EVERYWHERE = r"errors|config|_version|typed"
+EVERYWHERE = r"errors|config|unit_config|_version|typed"
 LAWS: dict[str, str] = {
-    r"errors|config|_version|typed|lanes|clock": r"$^",
+    r"errors|config|unit_config|_version|typed|lanes|clock": r"$^",
     r"ops/.*": r"ops/.*",
     r"layers/.*": r"layers/.*|ops/.*",
     r"objectives": r"layers/.*|ops/.*",
@@ -65,10 +67,12 @@ LAWS: dict[str, str] = {
     r"shards|shuffle": r"harvest",
     r"cache": r"checkpoint|sealed|harvest|shards|sites",
     r"feed": r"ahead|cache|harvest|host|sites|sources|text",
+    r"endpoint": r"$^",
     r"edits": r"checkpoint|sealed|layers/.*",
     r"written": r"devices|layers/.*|ops/.*",
-    r"evals/.*": r"evals/.*|devices|edits|written|host|text|labelled|harvest|layers/.*|ops/.*|checkpoint|sealed|recipes|timing|__init__",
-    r"explore/.*": r"explore/.*|host|text|harvest|layers/.*|checkpoint|sealed|written|devices|interop/.*",
+    r"evals/.*": r"evals/.*|endpoint|devices|edits|written|host|text|labelled|harvest|layers/.*|ops/.*|checkpoint|sealed|recipes|timing"
+    r"|__init__",
+    r"explore/.*": r"explore/.*|endpoint|host|text|harvest|layers/.*|checkpoint|sealed|written|devices|interop/.*|edits|decoding",
     r"recipes|options|progress": r"$^",
     r"tables": r"lanes",
     r"printing": r"tables|checkpoint|evals/.*",
@@ -86,11 +90,14 @@ LAWS: dict[str, str] = {
     r"study": r"cache|checkpoint|sealed|course|resume|devices|evals/brief|ops/.*|pipeline|plan|recipes|run_info|studies",
     r"bench/(__init__|rows)": r"$^",
     r"bench/.*": r"(?!cli|options|tables|lanes|printing).*",
-    r"cli|__init__|__main__": r".*",
+    r"cli|unit_verbs|__init__|__main__": r".*",
 }
 """File -> what of the package it may import besides `EVERYWHERE`; the first that matches holds."""
 
-LIGHT: dict[str, str] = {r"(layers|ops)/.*": "torch jaxtyping triton", r"errors|config|_version|lanes|memory|recipes|studies": ""}
+LIGHT: dict[str, str] = {
+    r"(layers|ops)/.*": "torch jaxtyping triton",
+    r"errors|config|unit_config|_version|lanes|memory|recipes|studies": "",
+}
 """File -> the only packages, besides the standard library, that it may import."""
 
 

@@ -125,7 +125,24 @@ def test_every_verb_has_a_function_and_options() -> None:
     assert (
         list(cli.VERBS)
         == list(OPTIONS)
-        == ["demo", "harvest", "train", "eval", "report", "generate", "edit", "info", "verify", "fetch", "study", "bench"]
+        == [
+            "demo",
+            "harvest",
+            "train",
+            "eval",
+            "report",
+            "generate",
+            "edit",
+            "collect",
+            "explore",
+            "label",
+            "export",
+            "info",
+            "verify",
+            "fetch",
+            "study",
+            "bench",
+        ]
     )
 
 
@@ -146,6 +163,13 @@ def test_the_options_are_these() -> None:
         "report": {"run", "split", "edit"},
         "generate": {"run", "prompt", "new_tokens", "students", "temperature", "seed", "static", "compile", "edit", "device"},
         "edit": {"run", "student", "ablate", "scale", "add", "out", "overwrite"},
+        "collect": {"run", "students", "tokens", "effect_tokens", "contexts", "split", "seed", "device", "overwrite"},
+        "explore": {"run", "students", "port", "host", "allow_host", "no_browser", "collect_only", "export", "veil", "device"},
+        "export": {"run", "format", "out", "students", "units", "starred", "top", "by", "contexts", "overwrite"},
+        "label": {
+            *{"run", "students", "units", "top", "by", "endpoint", "model", "key_env", "max_tokens", "max_cost", "price_in", "price_out"},
+            *{"requests_per_minute", "parallel", "timeout", "seed", "dry_run", "overwrite"},
+        },
         "info": {"what", "revision"},
         "study": {"name", "out", "tokens", "sequences", "precision"},
         "verify": {"what"},

@@ -39,6 +39,7 @@ from .options import (
     parse,
 )
 from .threads import limit_threads
+from .unit_verbs import collect, explore, export, label
 
 if TYPE_CHECKING:
     from .checkpoint import Run
@@ -225,6 +226,10 @@ VERBS: dict[str, Callable[[Any], None]] = {
     "report": report,
     "generate": generate,
     "edit": edit,
+    "collect": collect,
+    "explore": explore,
+    "label": label,
+    "export": export,
     "info": info,
     "verify": verify,
     "fetch": fetch,

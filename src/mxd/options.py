@@ -17,6 +17,7 @@ import tyro
 
 from .config import BenchConfig, EditConfig, EvalConfig, GenerateConfig, HarvestConfig, StudyConfig, TrainConfig
 from .errors import ConfigError, nearest
+from .unit_config import CollectConfig, ExploreConfig, ExportConfig, LabelConfig
 
 Config = TypeVar("Config")
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -122,6 +123,38 @@ class BenchOptions(BenchConfig):
     here."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions(CollectConfig):
+    """Read held-out text once and keep in the run what every unit does; `mxd explore` shows it. Goes on where it was stopped."""
+
+    run: RunFolder
+    """Run folder that `mxd train` wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreOptions(ExploreConfig):
+    """Look at what the units of a run do, in the browser: texts, effects, sentences, steering, notes; nothing leaves this machine."""
+
+    run: RunFolder
+    """Run folder that `mxd train` wrote; what `mxd collect` has not read yet is read in the background."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ExportConfig):
+    """Write what was collected about units for others: the page in one HTML file, dashboards for Neuronpedia, or firings for delphi."""
+
+    run: RunFolder
+    """Run folder that `mxd collect` has read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(LabelConfig):
+    """Give every unit that `mxd collect` has seen a name and a score, statistical ones or those of a language model behind an endpoint."""
+
+    run: RunFolder
+    """Run folder that `mxd collect` has read."""
+
+
 OPTIONS: dict[str, type[Any]] = {
     "demo": DemoOptions,
     "harvest": HarvestConfig,
@@ -130,6 +163,10 @@ OPTIONS: dict[str, type[Any]] = {
     "report": ReportOptions,
     "generate": GenerateOptions,
     "edit": EditOptions,
+    "collect": CollectOptions,
+    "explore": ExploreOptions,
+    "label": LabelOptions,
+    "export": ExportOptions,
     "info": InfoOptions,
     "verify": VerifyOptions,
     "fetch": FetchOptions,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from .run_info import made_with
 from .text import Corpus
 from .training import train as train
 from .typed import plain
+from .unit_config import CollectConfig
 
 
 def harvest(config: HarvestConfig, *, quiet: bool = False) -> Cache:
@@ -112,6 +114,24 @@ def evaluate(run: str | Path | Run, config: EvalConfig | None = None, *, quiet: 
     host, corpus = reopen(opened, device=config.device)
     with only_writer(opened.path), Bar("evaluating", 100, "%", quiet=quiet) as bar:
         return evaluate_run(opened, host, corpus, config, progress=lambda done, note: bar.update(int(100 * done), note))
+
+
+def collect(run: str | Path | Run, config: CollectConfig | None = None, *, quiet: bool = False) -> str:
+    """Keep in ``runs/NAME/explore`` what every unit of a run does on held-out text; what is there already is not collected again.
+
+    Returns a line on what is there now. Raises the errors of `Run.open`, `Host.load`, `Corpus` and `mxd.explore.collect.collect`.
+    """
+    from .explore import collect as collecting
+    from .explore.store import folder
+
+    opened = run if isinstance(run, Run) else Run.open(run)
+    config = config or CollectConfig()
+    begun = time.monotonic()
+    with only_writer(folder(opened)), Bar("collecting", config.tokens, "tokens", quiet=quiet) as bar:
+        made = collecting.collect(opened, config, lambda: reopen(opened, device=config.device), bar.update)
+    if not made:
+        return f"{folder(opened)} is collected already (--overwrite collects anew)"
+    return f"{folder(opened)}: {', '.join(made)} in {time.monotonic() - begun:,.0f} s"
 
 
 def reopen(run: Run, *, device: str = "auto") -> tuple[Host, Corpus]:
