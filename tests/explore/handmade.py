@@ -7,6 +7,11 @@ seeded random tokens, the lower numbers more often.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +20,11 @@ from numpy.typing import NDArray
 
 import mxd
 from mxd.checkpoint import Run
-from mxd.explore import collect, texts
+from mxd.explore import collect, schema, texts
 from mxd.explore.codes import CodesWriter, codes_folder
-from mxd.explore.store import text_path
+from mxd.explore.store import making, text_path, units_path
 from mxd.pipeline import reopen
+from mxd.sealed import read_json, write_sealed
 from mxd.unit_config import CollectConfig
 from tests.small import small_run
 
@@ -29,7 +35,14 @@ PLANTED = 4
 
 
 def make_store(
-    path: Path, *, n_units: int = 300, tokens: int = 4096, seed: int = 0, kinds: tuple[str, ...] = ("mxd", "transcoder"), **options: Any
+    path: Path,
+    *,
+    n_units: int = 300,
+    tokens: int = 4096,
+    seed: int = 0,
+    kinds: tuple[str, ...] = ("mxd", "transcoder"),
+    documents: Callable[[int], str] | None = None,
+    **options: Any,
 ) -> Run:
     """A run in ``path/run`` with about `n_units` units a student, and its databases.
 
@@ -39,10 +52,16 @@ def make_store(
         tokens: of held-out text, first positions included.
         seed: of the random firings.
         kinds: of the students.
+        documents: the text of a document by its number; else there are plain words in them.
         options: of the training run.
     """
     small = {"tokens": 512, "tokens_per_step": 256, "buffer_tokens": 512, "number": 220}
     config = small_run(path, kinds=kinds, budget=str(34 * n_units), **(small | options))
+    if documents:
+        shutil.rmtree(path / "texts")
+        (path / "texts").mkdir()
+        lines = (json.dumps({"text": documents(number)}) for number in range(220))
+        (path / "texts/texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     run = mxd.train(config, quiet=True)
     return fill(run, CollectConfig(tokens=tokens, effect_tokens=256), seed)
 
@@ -88,3 +107,44 @@ def made_up(ids: NDArray[np.int64], n_units: int, seed: int = 0) -> dict[str, ND
         "shares": np.full(len(order), 0.25),
         "effects": effects[order],
     }
+
+
+def grow(run: Run, student: str, n_units: int, seed: int = 0) -> Run:
+    """Change `run`: `student` gets a database of `n_units` units, each a copy of one that it had, with seeded numbers in its columns.
+
+    A tenth of them is dead, a third of the scores and effects is unknown, and every 7th of the others is labelled "label NUMBER"; whole
+    columns have ties. Contexts are kept of the strongest firings only.
+    """
+    path, rng, old = units_path(run, student), np.random.default_rng(seed), run.student(student).n_units
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        meta = dict(database.execute("SELECT key, value FROM meta"))
+        blobs = database.execute("SELECT * FROM unit_blob ORDER BY unit").fetchall()
+        best = {row[0]: row for row in database.execute("SELECT * FROM example WHERE band = 0")}
+    columns = made_up_columns(rng, n_units, int(meta["tokens"]), old)
+    live = [(unit, PLANTED + unit % (old - PLANTED)) for unit in np.flatnonzero(columns["fires"]).tolist()]
+    with making(path, schema.UNITS, meta | {"n_units": str(n_units)}) as database:
+        rows = zip(range(n_units), *([None if np.isnan(v) else float(v) for v in columns[name]] for name in schema.COLUMNS), strict=True)
+        database.executemany(f"INSERT INTO unit VALUES ({', '.join('?' * (1 + len(columns)))})", rows)
+        database.executemany("INSERT INTO unit_blob VALUES (?, ?, ?, ?, ?, ?, ?)", ((unit, *blobs[of][1:]) for unit, of in live))
+        database.executemany("INSERT INTO example VALUES (?, ?, ?, ?, ?)", ((unit, *best[of][1:]) for unit, of in live if of in best))
+        named = ((unit, "auto", f"label {unit}", "statistical", "", None, None, None, None, "2026-01-01") for unit, _ in live[::7])
+        database.executemany(f"INSERT INTO label VALUES ({', '.join('?' * 10)})", named)
+    info = read_json(run.path / "run.json")
+    next(about for about in info["students"] if about["name"] == student)["n_units"] = n_units
+    write_sealed(run.path / "run.json", {name: value for name, value in info.items() if name != "sha256"})
+    return Run.open(run.path)
+
+
+def made_up_columns(rng: np.random.Generator, n_units: int, tokens: int, partners: int) -> dict[str, NDArray[np.float32]]:
+    """`schema.COLUMNS` of units without meaning, float32 [n_units], NaN where unknown."""
+    found = {name: rng.random(n_units).round(3).astype(np.float32) for name in schema.COLUMNS}
+    fires = np.exp(rng.random(n_units) * np.log(tokens)).astype(np.int64) * (rng.random(n_units) > 0.1)
+    state = np.select([fires == 0, fires < schema.RARE, fires > tokens / 2], [0, 1, 3], 2)
+    found |= {"fires": fires.astype(np.float32), "state": state.astype(np.float32)}
+    found |= {"effect": rng.normal(0.05, 0.1, n_units).astype(np.float32), "max_a": (rng.random(n_units) * 9 + 0.5).astype(np.float32)}
+    found |= {"partner": rng.integers(0, partners, n_units).astype(np.float32), "top_token": np.full(n_units, LETTER, np.float32)}
+    unknown = rng.random((2, n_units)) < 1 / 3
+    for name, value in found.items():
+        if name not in ("fires", "state"):
+            value[(fires == 0) | (unknown[0] & name.startswith("effect")) | (unknown[1] & name.startswith("score"))] = np.nan
+    return found

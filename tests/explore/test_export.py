@@ -258,6 +258,7 @@ def test_neuronpedia_gets_what_the_page_shows(stored: Run, answers: Answers, tmp
     assert (
         json.loads((folder / "skipped_indexes.json").read_text(encoding="utf-8"))["skipped_indexes"] == np.flatnonzero(fires == 0).tolist()
     )
+    assert found[2]["n_tokens_in_prompt"] == 32 and found[2]["n_prompts_total"] == Codes(stored, "mxd-k2").sequences
     letter, shown = found[2], unit_page.unit(answers, "mxd-k2", 2, n=2)
     assert letter["frac_nonzero"] == pytest.approx(fires[2] / store.tokens)
     assert sum(letter["freq_hist_data_bar_heights"]) == fires[2] and len(letter["freq_hist_data_bar_values"]) == schema.BINS
@@ -300,6 +301,7 @@ def test_an_export_takes_the_place_of_another_only_when_asked(stored: Run, tmp_p
         ({"format": "htm"}, "unknown --format .*html, neuronpedia, delphi .*got htm"),
         ({"starred": True, "top": 3}, "one way .*--starred and --top"),
         ({"top": 0}, "--top is a number .*got 0"),
+        ({"format": "delphi", "by": "fires"}, "--top with --by"),
         ({"contexts": 0}, "--contexts .*1 to 100"),
         ({"format": "delphi", "contexts": 5}, "every firing"),
         ({"units": (3,)}, "those of one student"),

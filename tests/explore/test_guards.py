@@ -64,7 +64,7 @@ def test_the_key_goes_into_a_cookie_and_out_of_the_address(client: TestClient, k
 
 @pytest.mark.parametrize("cookie", ["", "mxd-8008=", "mxd-8008=guess", "mxd-8009={}", "other={}", "mxd-8008=\xe9"])
 def test_without_the_key_there_is_a_shell_and_no_data(client: TestClient, keys: Keys, cookie: str) -> None:
-    headers = {"cookie": cookie.format(keys.secret).encode("latin-1")}
+    headers = {b"cookie": cookie.format(keys.secret).encode("latin-1")}
     assert client.get("/", headers=headers).text == "shell"
     assert client.get("/static/x", headers=headers).status_code == 200
     error = error_of(client.get("/api/data", headers=headers), 403)

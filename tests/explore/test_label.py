@@ -170,9 +170,11 @@ def test_writing_says_so_and_leaves_the_database_as_it_should_be(run: Run, go: G
     before = units_path(run, planted.STUDENT).stat().st_mtime_ns
     go()
     assert units_path(run, planted.STUDENT).stat().st_mtime_ns > before
-    store = UnitStore(run, planted.STUDENT)  # it checks the tables
-    assert store.meta["updated"] == max(one["created"] for one in rows(run).values())
-    store.close()
+    for _ in range(2):
+        store = UnitStore(run, planted.STUDENT)  # it checks the tables
+        assert store.meta["updated"] == max(one["created"] for one in rows(run).values())
+        store.close()
+        go(units=(3,), overwrite=True)
     assert not [p for p in folder(run).iterdir() if p.name.endswith(("-journal", "-wal"))]
 
 
@@ -248,7 +250,9 @@ def test_a_models_label_comes_before_a_statistical_one(run: Run, go: Go, fake: F
 def test_every_unit_gets_a_statistical_label_beside_the_models(run: Run, go: Go, fake: FakeModel) -> None:
     go(**ask(fake, units=(), top=1, by="fires"))
     assert len(rows(run, "statistical")) == planted.UNITS and sorted(rows(run, "wise")) == [1]
-    assert rows(run, "wise")[1]["detection"] is None, "it fires everywhere: there is nothing to tell apart"
+    assert (rows(run, "wise")[1]["detection"], rows(run, "wise")[1]["detection_n"]) == (None, 0), "it fires everywhere: no test is possible"
+    asked = len(fake.asked)
+    assert go(**ask(fake, units=(), top=1, by="fires")).lines[0].startswith("0 units to label") and len(fake.asked) == asked
 
 
 def test_no_reply_is_paid_for_twice(run: Run, go: Go, fake: FakeModel) -> None:

@@ -62,7 +62,8 @@ def job(*, long: bool = True) -> Job:
 
 def asked(**changes: Any) -> Generation:
     usual: dict[str, Any] = {"student": "mxd-k2", "prompt": PROMPT, "edits": (), "lanes": asks.LANES, "temperature": 0.0}
-    return Generation(**{**usual, "top_p": 1.0, "seed": 0, "tokens": 12, "special": False, **changes})
+    usual |= {"top_p": 1.0, "seed": 0, "tokens": 12, "special": False, **changes}
+    return Generation(**usual)
 
 
 class Heard:
@@ -460,11 +461,21 @@ def test_an_ablation_is_the_loss_without_minus_the_loss_with(tiny: Model, studen
 
     def loss(module: torch.nn.Module) -> float:
         with tiny.host.replace({HOOKPOINT: module}):
-            scores = tiny.host.logits(torch.tensor([ids]))[0].log_softmax(-1)
+            scores = tiny.host.logits(torch.tensor([ids]))[0].double().log_softmax(-1)
         return float(-scores[:-1].gather(-1, torch.tensor(ids)[1:, None]).sum())
 
     lost = [loss(Hole(t)) - loss(layer) for t in at]
     assert answer["exact"] == pytest.approx(sum(lost) / len(lost), rel=1e-2, abs=1e-5) and answer["exact_n"] == len(at)
+
+
+def test_an_ablation_ends_in_time_with_what_it_has(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read(tiny, "mxd-k2")
+    ids, units = found["tokens"]["ids"], found["students"][0]["units"]
+    unit = units["unit"][units["from"][2]]
+    firings = [trials.Firing(ids[: len(ids) - i // 9], 2, i % 2) for i in range(18)]
+    assert trials.ablate(tiny, "mxd-k2", unit, firings, {0: 1, 1: 1}, job())["exact_n"] == 18
+    monkeypatch.setattr(trials, "ABLATION_SECONDS", 0.0)
+    assert trials.ablate(tiny, "mxd-k2", unit, firings, {0: 1, 1: 1}, job())["exact_n"] == trials.ROWS_AT_ONCE
 
 
 def test_ablation_where_the_unit_is_silent_is_refused(tiny: Model) -> None:
@@ -482,6 +493,25 @@ def test_strata_are_weighted_by_what_they_stand_for() -> None:
     assert trials.stratified({0: [2.0], 1: [4.0]}, {0: 1, 1: 1}) == (3.0, None)
     alone, spread = trials.stratified({0: [2.0], 1: [4.0, 6.0]}, {0: 1, 1: 1})
     assert (alone, spread) == (3.5, pytest.approx((0.25 * 2 + 0.25 * 2 / 2) ** 0.5)), "a single sample is as spread as the others"
+
+
+def test_a_host_in_another_number_format(run: mxd.Run, opened: Model) -> None:
+    shelf = Shelf(run.path)
+    half = Model(shelf, Host.load(str(run.info["config"]["host"]), device="cpu", dtype="bfloat16"))
+    layer = half.layer("mxd-k2")
+    edits = (Change(1, "add", 3.0, "all"),)
+    heard = Heard(half, asked(edits=edits, lanes=("host", "replaced", "steered")))
+    for name, module in (("replaced", layer), ("steered", Edited(layer, add={1: 3.0}))):
+        with half.host.replace({HOOKPOINT: module}):
+            assert heard.ids(name)[:3] == half.host.generate(PROMPT, new_tokens=12).new_ids[:3], name
+    for student in (*WITH_UNITS, "dense"):
+        near, exact = (read(one, student)["students"][0] for one in (half, opened))
+        assert near["loss"][1:] == pytest.approx(exact["loss"][1:], rel=0.05, abs=0.05)
+    unit = read(half, "mxd-k2")["students"][0]["units"]["unit"][0]
+    assert reads.heat(half, reads.Tokens(None, TEXT), "mxd-k2", unit)["a"][0] > 0
+    assert trials.dose(half, asks.Dose("topk-sae-k2", PROMPT, 2, "generated", 5.0, False), job())["tokens"]
+    assert trials.ablate(half, "mxd-k2", unit, [trials.Firing(half.ids(TEXT, special=False), 0, 0)], {0: 1}, job())["exact_n"] == 1
+    shelf.close()
 
 
 # ---- the thread -------------------------------------------------------------------------------------------------------------

@@ -92,7 +92,15 @@ def test_tokens_as_they_stand_in_a_name(piece: str, name: str) -> None:
 def test_a_token_without_text_is_called_by_what_it_is_for(made: tuple[Known, Codes]) -> None:
     known, _ = made
     assert known.name(7) == "“w7”"
-    assert known.name(0) == "start of text" and known.name(900) == "end of text" and known.name(901) == "<pad>"
+    assert known.name(0) == "start of text" and known.name(900) == "end of text" and known.name(901) == "“<pad>”"
+
+
+def test_what_is_usual_is_counted_in_the_half_for_making_labels(made: tuple[Known, Codes]) -> None:
+    known, _ = made
+    inside = known.text.ids[~known.text.testing, 1:]
+    assert known.count[7] == (inside == 7).sum() and known.tokens == inside.size == known.pair_count.sum()
+    pair = int(np.flatnonzero((known.first_of_pair == 3) & (known.second_of_pair == 7))[0])
+    assert known.pair_count[pair] == ((inside == 7) & (known.text.ids[~known.text.testing, :-1] == 3)).sum() > 100
 
 
 def test_the_tested_half_has_no_part_in_the_name_or_the_rates(made: tuple[Known, Codes]) -> None:

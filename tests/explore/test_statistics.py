@@ -7,13 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from mxd.explore import schema
+from mxd.explore import schema, statistics
 from mxd.explore.bands import ranks, text_of
 from mxd.explore.codes import Firings
 from mxd.explore.statistics import measure, states
 
 
-def test_the_numbers_of_a_unit() -> None:
+def test_the_numbers_of_a_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MEASURED", 2)
     ids = np.array([[0, 5, 5, 6, 7], [0, 5, 6, 6, 8]])
     starts = np.array([0, 4, 4, 5])
     tokens = np.array([1, 2, 3, 8, 9])
@@ -35,6 +36,9 @@ def test_the_numbers_of_a_unit() -> None:
     assert columns["top_token"][0] == 5 and columns["top_token_share"][0] == 0.5
     assert columns["token_entropy"][0] == pytest.approx(1.0), "two tokens, equally often: one bit"
     assert columns["token_entropy"][2] == 0 and math.isnan(columns["token_entropy"][1])
+    monkeypatch.setattr(statistics, "MEASURED", 4)
+    made = measure(found, ranks(found), text_of(ids, np.array([0, 1]), 0), tokens=8, n=2)
+    assert math.isnan(made.columns["effect"][0]) and made.columns["effect_n"][0] == 3, "too few to say"
     assert made.peak_tokens[0].tolist() == [(5, 2), (6, 2)] and len(made.peak_tokens[1]) == 0
     assert made.hist[0].nonzero()[0].tolist() == [15, 31, 63] and made.hist[0].sum() == 4
     assert made.edges[0].tolist() == [4, 2, 4, 2, 2, 1, 1]

@@ -71,7 +71,7 @@ class _Tally:
 
 
 def by_model(run: Run, subject: Subject, config: LabelConfig, bars: Bars, say: Callable[[str], None]) -> None:
-    """Labels by a model for the units chosen that have none, or none with a score."""
+    """Labels by a model for the units chosen that have none, or none that was tested."""
     todo = [(student, unit) for student in subject.students for unit in _wanted(student, config)]
     say(_estimate(subject, config, todo))
     if config.dry_run or not todo:
@@ -160,8 +160,8 @@ def _each(todo: Sequence[Any], work: Callable[[Any], Any], parallel: int, ended:
 
 def _wanted(student: Student, config: LabelConfig) -> list[int]:
     """The units that a model is to label, the first by --by first."""
-    rows = [] if config.overwrite else labels(student, "unit, detection", str(config.model))
-    have = {unit for unit, score in rows if score is not None}
+    rows = [] if config.overwrite else labels(student, "unit, detection_n", str(config.model))
+    have = {unit for unit, n in rows if n is not None}
     return [unit for unit in chosen(student, config) if unit not in have]
 
 

@@ -89,9 +89,8 @@ def _collect(run: Run, config: CollectConfig, missing: list[StudentRecord], host
     with_gradient = min(len(found.ids), -(-config.effect_tokens // found.ids.shape[1]))
     losses = _losses_file(run, with_gradient * found.ids.shape[1])
     with stack:
-        begun = time.monotonic()
         length = found.ids.shape[1]
-        reading.read(
+        progress.seconds |= reading.read(
             host,
             found.ids,
             students,
@@ -99,7 +98,6 @@ def _collect(run: Run, config: CollectConfig, missing: list[StudentRecord], host
             losses=losses,
             say=lambda sequences: progress.at(sequences * length, "the host reads"),
         )
-    progress.seconds["host pass"] = time.monotonic() - begun
     meta = _meta(run, config, found, host)
     if not text_path(run).is_file():
         values = np.full(found.ids.shape, np.nan, np.float32)

@@ -34,6 +34,7 @@ def shown(context: schema.Context, store: TextStore) -> dict[str, Any]:
     if end > len(sequence.ids):
         raise store.damaged("a context outside its sequence")
     text, cuts = stretch(sequence, context.start, end)
+    ids: list[int] = sequence.ids[context.start : end].tolist()
     return {
         "a": short(context.a),
         "delta": short(context.delta, 4),
@@ -46,8 +47,8 @@ def shown(context: schema.Context, store: TextStore) -> dict[str, Any]:
         "seq": context.seq,
         "start": context.start,
         "doc": dict(zip(("name", "source"), store.document(sequence, context.start + context.peak), strict=True)),
-        "ids": sequence.ids[context.start : end].tolist(),
-        "special": [at for at, token in enumerate(sequence.ids[context.start : end].tolist()) if token in store.special],
+        "ids": ids,
+        "special": [[at, store.tokens[token]] for at, token in enumerate(ids) if token in store.special],
     }
 
 

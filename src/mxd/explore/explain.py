@@ -72,7 +72,7 @@ class Shown(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A label by a model."""
+    """A label by a model, the scores of both tests, and on how many windows: 0 where there are too few for a test, None where it failed."""
 
     text: str
     detection: float | None
@@ -132,7 +132,9 @@ def make(ask: Ask, store: TextStore, text: Text, shown: Shown) -> Made:
         except NoAnswer as error:
             scores.append(None)
             why.append(error)
-    counts = [len(part) if score is not None else None for part, score in zip((shown.detection, shown.fuzzing), scores, strict=True)]
+    counts = [
+        len(part) if score is not None or not part else None for part, score in zip((shown.detection, shown.fuzzing), scores, strict=True)
+    ]
     return Made(label, scores[0], counts[0], scores[1], counts[1], why[0] if why else None)
 
 

@@ -69,6 +69,8 @@ def _check(config: ExportConfig) -> None:
     ways = [name for name, said in (("--units", config.units), ("--starred", config.starred), ("--top", config.top is not None)) if said]
     if len(ways) > 1:
         raise ConfigError("units can be chosen in one way", expected="one of --units, --starred, --top", got=" and ".join(ways))
+    if config.format != "html" and config.top is None and config.by != ExportConfig.by:
+        raise ConfigError("--by decides which are the first", expected="--top with --by", got=f"--by {config.by} for all")
     if config.top is not None and config.top < 1:
         raise ConfigError("--top is a number of units", expected="at least 1", got=str(config.top))
     if config.contexts is not None and config.format == "delphi":
@@ -143,7 +145,7 @@ def write_neuronpedia(
     layer = _layer(record.hookpoint)
     named: dict[str, Any] = {"model": str(run.info["host"]["name"]).rsplit("/", 1)[-1], "layer": layer, "name": record.name.split("@")[0]}
     sequences = int(store.meta.get("sequences", 0))
-    length = int(run.info["config"]["tokens_per_sequence"])
+    length = store.tokens // sequences + 1 if sequences else 0  # first positions are not counted among the tokens
     read: dict[str, Any] = {"dataset": _dataset(run), "sequences": sequences, "tokens_per_sequence": length}
     files = saedashboard.batches((feature(answer, store.tokens, contexts) for answer in answers), **named, **read)
     dead = np.flatnonzero(store.columns(("fires",))["fires"] == 0)

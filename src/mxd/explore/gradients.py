@@ -31,10 +31,12 @@ class Tapped(nn.Module):
         super().__init__()
         # Not as submodules: the host's own MLP must not be registered at two places.
         self._inner: list[nn.Module] = [inner]
+        self._like = [p for p in inner.parameters() if p.is_floating_point()][:1]
         self.reads = getattr(inner, "reads", "input")
         self.x = self.y = self.added = torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self._like[0]) if self._like else x  # a layer in a host of another number format
         with torch.no_grad():
             made: Any = self._inner[0](x)
             y = made.y if hasattr(made, "y") else made

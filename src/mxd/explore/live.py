@@ -151,8 +151,8 @@ class Worker:
                 job.cancel()
             return bool(found)
 
-    def close(self, seconds: float = 2.0) -> None:
-        """Cancel everything and wait for the thread, so long at most."""
+    def close(self, seconds: float = 2.0) -> bool:
+        """Cancel everything and wait for the thread, so long at most; whether it is over."""
         with self._change:
             self._closed = True
             for job in self._known():
@@ -161,6 +161,7 @@ class Worker:
         self._go.set()
         if self._thread.is_alive():
             self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         self._go.wait(LONGEST_WAIT)

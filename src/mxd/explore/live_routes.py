@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -142,12 +143,12 @@ def _firings(site: Site, student: str, unit: int) -> tuple[list[tuple[list[int],
     strongest = [1 + 5 * context.rank // count for context in examples.get(0, (0, []))[1]]
     sizes = {0: len(strongest), **{band: fires - strongest.count(band) for band, (fires, _) in examples.items() if 0 < band < schema.TWINS}}
     strata = {band: examples[band][1] for band in sizes if sizes[band] > 0 and examples[band][1]}
+    chosen = [contexts[:: -(-len(contexts) * len(strata) // FIRINGS)] for contexts in strata.values()]
     firings: list[tuple[list[int], int, int]] = []
-    for band, contexts in strata.items():
-        step = -(-len(contexts) * len(strata) // FIRINGS)
-        for context in contexts[::step]:
-            ids = text.sequence(context.seq).ids.tolist()
-            if context.start + context.peak < len(ids):
+    for turn in zip_longest(*chosen):
+        for band, context in zip(strata, turn, strict=True):
+            ids = [] if context is None else text.sequence(context.seq).ids.tolist()
+            if context is not None and context.start + context.peak < len(ids):
                 firings.append((ids, context.start + context.peak, band))
     return firings, sizes, columns
 

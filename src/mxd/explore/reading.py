@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def scale_width(layer: SparseLayer) -> int:
 
 def read(
     host: Host, ids: NDArray[np.int64], students: Mapping[str, Student], *, with_gradient: int, losses: Path, say: Say | None = None
-) -> None:
+) -> dict[str, float]:
     """Read every sequence that some student lacks, and append its codes.
 
     Args:
@@ -49,21 +50,30 @@ def read(
         with_gradient: on this many sequences, the first ones, losses and their gradients are taken as well.
         losses: raw float32 file [with_gradient, position] that the host's losses are written into.
         say: called with the number of sequences done.
+
+    Returns:
+        Seconds that the host took, with gradients and without, and the students.
     """
+    seconds = {"host": 0.0, "host with gradient": 0.0, "students": 0.0}
     begin = min(student.writer.sequences for student in students.values())
     for start in range(begin - begin % SEQUENCES_AT_ONCE, len(ids), SEQUENCES_AT_ONCE):
         block = torch.from_numpy(ids[start : start + SEQUENCES_AT_ONCE])
         lacking = [student for student in students.values() if student.writer.sequences <= start]
         if lacking:
+            begun = time.monotonic()
             seen = _seen(host, block, sorted({s.hookpoint for s in lacking}), start, with_gradient, losses)
+            read = time.monotonic()
             for student in lacking:
                 _add(student, *seen[student.hookpoint])
+            seconds["host with gradient" if start < with_gradient else "host"] += read - begun
+            seconds["students"] += time.monotonic() - read
         done = start + len(block)
         if done % COMMIT_SEQUENCES == 0 or done == len(ids):
             for student in lacking:
                 student.writer.commit()
         if say:
             say(done)
+    return seconds
 
 
 def _seen(

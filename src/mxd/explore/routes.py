@@ -72,12 +72,13 @@ class Site:
         if self.collector is not None:
             self.collector.go()
 
-    def close(self) -> None:
-        """End everything that was started."""
-        self.worker.close()
+    def close(self) -> bool:
+        """End everything that was started; False if the host's thread could not be ended yet."""
         if self.collector is not None:
             self.collector.close()
+        ended = self.worker.close()
         self.shelf.close()
+        return ended
 
 
 def application(site: Site) -> Starlette:

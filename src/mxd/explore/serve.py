@@ -60,16 +60,18 @@ def serve(path: Path, config: ExploreConfig, say: Callable[[str], None] = print)
     named = f"[{config.host}]" if ":" in config.host else config.host
     own = [] if config.host in ("0.0.0.0", "::") else [named]
     link = f"http://{named if own else OWN_NAMES[0]}:{port}/?key="
-    worker.start()
-    try:
-        server = Server(guarded(site, keys, names=(*own, *config.allow_host)))
-        server.on_start = lambda: say(f"{path}: {link}{keys.secret}\nCtrl-C ends it")
-        if not config.no_browser:
-            server.on_start = _both(server.on_start, lambda: open_browser(link + keys.ticket()))
-        server.run([listener])
-    finally:
-        listener.close()
-        site.close()
+    server = Server(guarded(site, keys, names=(*own, *config.allow_host)))
+    server.on_start = lambda: say(f"{path}: {link}{keys.secret}\nCtrl-C ends it")
+    if not config.no_browser:
+        server.on_start = _both(server.on_start, lambda: open_browser(link + keys.ticket()))
+    with ended_by_signals(server):
+        worker.start()
+        try:
+            server.run([listener])
+        finally:
+            listener.close()
+            if not site.close():
+                leave()
     if server.stopped:
         raise KeyboardInterrupt("stopped")
 
@@ -129,21 +131,39 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """A first signal asks for an end, a second one does not wait for answers on their way."""
+        """Signals are caught by `ended_by_signals`, which lasts longer."""
+        yield
 
-        def handle(number: int, frame: FrameType | None) -> None:
-            self.force_exit = self.should_exit
-            self.should_exit = self.stopped = True
 
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+@contextlib.contextmanager
+def ended_by_signals(server: Server) -> Iterator[None]:
+    """Inside, a first Ctrl-C or SIGTERM asks the server for an end, a second one does not wait for answers on their way.
+
+    None of them ends anything else, so that what was started is put away in peace.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        server.force_exit = server.should_exit
+        server.should_exit = server.stopped = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave() -> None:
+    """End the process at once: a thread that is inside PyTorch, importing it for instance, would be torn out of it and abort."""
+    print("mxd: stopped", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(130)
 
 
 def open_browser(link: str) -> None:

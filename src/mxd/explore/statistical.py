@@ -94,12 +94,12 @@ class Known:
     def name(self, token: int) -> str:
         """A token as it stands in a label: “at”, “-ing” for the end of a word; of one without text, what it is for."""
         if token not in self._names:
-            if token not in self._store.special:
-                said = _quoted(self._store.tokens.get(token, str(token)))
-            elif str(token) == self._store.meta.get("eos"):
+            if str(token) == self._store.meta.get("eos"):
                 said = "end of text"
+            elif token in self._store.special and token == int(self.text.ids[0, 0]):
+                said = "start of text"
             else:
-                said = "start of text" if token == int(self.text.ids[0, 0]) else self._store.tokens[token]
+                said = _quoted(self._store.tokens.get(token, str(token)))
             self._names[token] = said
         return self._names[token]
 

@@ -12,6 +12,8 @@ from .bands import DOUBLE_DECILES, Text
 from .codes import Firings
 
 PEAK_TOKENS = 16
+MEASURED = 8
+"""Firings whose effect must be known for a unit's to be: of fewer the mean says little, and by effect the rarest would lead every list."""
 SHARED = 0.5
 """A unit that fires on more than this share of the tokens counts as shared."""
 
@@ -79,8 +81,9 @@ def _effects(units: NDArray[np.int64], effects: NDArray[np.float32], n_units: in
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.bincount(units, found, n_units) / n
         spread = np.bincount(units, (found - mean[units]) ** 2, n_units) / (n - 1)
-        error = np.where(n > 1, np.sqrt(np.abs(spread) / n), np.nan)
-    return {"effect": mean, "effect_se": error, "effect_n": n}
+        error = np.sqrt(np.abs(spread) / n)
+    enough = n >= MEASURED
+    return {"effect": np.where(enough, mean, np.nan), "effect_se": np.where(enough, error, np.nan), "effect_n": n}
 
 
 def _tokens(

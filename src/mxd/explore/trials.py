@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ STEPS = range(-4, 5)
 """Multiples of the unit's largest activation."""
 MOVING = 5
 """Tokens that are told of: those whose probability moves most."""
-FIRINGS = 64
-"""Firings, at most, at which a unit is removed."""
+ABLATION_SECONDS = 30.0
+"""An ablation ends after this time with the firings that it has measured."""
 ROWS_AT_ONCE = 8
 
 
@@ -101,7 +102,7 @@ def ablate(model: Model, student: str, unit: int, firings: Sequence[Firing], siz
     """What the rest of a sequence loses, in nats, when the unit is removed at one token; the mean over its firings.
 
     Args:
-        firings: a sample from each band.
+        firings: a sample from each band, the bands taking turns: a slow machine measures the first of them only.
         sizes: firings of each band, which its sample stands for.
 
     Returns:
@@ -114,19 +115,27 @@ def ablate(model: Model, student: str, unit: int, firings: Sequence[Firing], siz
     longest = max((len(firing.ids) for firing in firings), default=0)
     model.check_room(ROWS_AT_ONCE * longest * (4 * model.host.vocab_size + 40 * model.host.d_model))
     found: dict[int, list[float]] = {}
-    for _, same in groupby(sorted(firings, key=lambda firing: len(firing.ids)), lambda firing: len(firing.ids)):
-        alike = list(same)
-        for start in range(0, len(alike), ROWS_AT_ONCE):
-            job.check()
-            some = alike[start : start + ROWS_AT_ONCE]
-            for firing, lost in zip(some, _lost(model, layer, hookpoint, unit, some), strict=True):
-                if lost is not None:
-                    found.setdefault(firing.band, []).append(lost)
+    end = time.monotonic() + ABLATION_SECONDS
+    for some in _batches(firings):
+        job.check()
+        for firing, lost in zip(some, _lost(model, layer, hookpoint, unit, some), strict=True):
+            if lost is not None:
+                found.setdefault(firing.band, []).append(lost)
+        if found and time.monotonic() > end:
+            break
     if not found:
         next = f"mxd collect {model.shelf.path}"
         raise Refusal(422, "the unit fires at none of its stored places", expected="the weights it was collected with", next=next)
     mean, error = stratified(found, sizes)
     return {"exact": short(mean), "exact_se": short(error), "exact_n": sum(map(len, found.values()))}
+
+
+def _batches(firings: Sequence[Firing]) -> Iterator[list[Firing]]:
+    """A few at a time, all of one length."""
+    for _, same in groupby(firings, lambda firing: len(firing.ids)):
+        alike = list(same)
+        for start in range(0, len(alike), ROWS_AT_ONCE):
+            yield alike[start : start + ROWS_AT_ONCE]
 
 
 def stratified(samples: Mapping[int, Sequence[float]], sizes: Mapping[int, int]) -> tuple[float, float | None]:

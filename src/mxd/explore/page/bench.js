@@ -163,12 +163,12 @@
     if (!span) return null;
     const i = Number(span.dataset.i);
     const here = now.lanes.find((lane) => lane.text.contains(span));
-    const one = here.tokens[i];
+    const token = here.tokens[i];
     const top = (lane) => lane.tokens[i] && lane.tokens[i].top
       && `${lane.name}: ${lane.tokens[i].top.map(([text, p]) => `${mxd.quoted(text)} ${fmt.num(p, 2)}`).join("  ")}`;
     const differs = span.classList.contains("differs") ? " · differs from the host" : "";
-    return [`token ${i} of ${here.name}: ${mxd.quoted(one.text || one.special || "")} #${one.id}${differs}`,
-      `p here ${fmt.num(one.p, 2)} · judged by the host ${fmt.num(one.host_loss)} nats`, ...now.lanes.map(top).filter(Boolean)];
+    return [`token ${i} of ${here.name}: ${mxd.quoted(token.text || token.special || "")} #${token.id}${differs}`,
+      `p here ${fmt.num(token.p, 2)} · judged by the host ${fmt.num(token.host_loss)} nats`, ...now.lanes.map(top).filter(Boolean)];
   }
   function showLanes(names) {
     now.lanes = names.map(laneOf);
@@ -182,10 +182,10 @@
     for (const lane of now.lanes) {
       const fresh = [];
       for (let i = lane.painted; i < lane.tokens.length; i++) {
-        const one = lane.tokens[i];
-        const differs = lane !== host && host && host.tokens[i] && host.tokens[i].id !== one.id;
-        const css = `t${differs ? " differs" : ""}${one.special && !one.text ? " spec" : ""}`;
-        fresh.push(h("span", { class: css, "data-i": i }, heat.pieces(one.text || one.special || "")));
+        const token = lane.tokens[i];
+        const differs = lane !== host && host && host.tokens[i] && host.tokens[i].id !== token.id;
+        const css = `t${differs ? " differs" : ""}${token.special && !token.text ? " spec" : ""}`;
+        fresh.push(h("span", { class: css, "data-i": i }, heat.pieces(token.text || token.special || "")));
       }
       if (!fresh.length) continue;
       lane.text.append(...fresh);

@@ -22,7 +22,7 @@
     ask((signal) => mxd.source.sentence({ ...body, students: chosen }, { signal }), (answer) => {
       const { tokens, mean_from: from } = answer;
       now.form.area.value = tokens.special.includes(0) ? tokens.text.slice(tokens.cuts[1]) : tokens.text;
-      const one = (student) => {
+      const line = (student) => {
         const deltas = mxd.deltas(answer, student);
         const { mean, half, n } = mxd.meanOf(deltas, from);
         const kl = mxd.meanOf(student.kl, from).mean;
@@ -34,7 +34,7 @@
           heat.tokens(tokens, deltas, { scale: SCALE, tip, label: `${student.name}, loss less the host's` }));
       };
       lines.replaceChildren(heat.legend({ scale: SCALE, unit: "nats", both: true, name: "student less host: orange is worse" }),
-        ...answer.students.map(one));
+        ...answer.students.map(line));
     }, (error) => lines.replaceChildren(ui.failed(error, () => read(body))));
   }
 

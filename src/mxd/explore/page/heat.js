@@ -45,7 +45,7 @@
   /** The class of a value's step: h1 … h6 above zero, m1 … m6 below; "" for none. Values beyond the scale add "clip". */
   function step(value, scale) {
     if (value === null || value === undefined || !Number.isFinite(value) || value === 0 || !(scale > 0)) return "";
-    const size = Math.ceil((6 * Math.abs(value)) / scale - 1e-9);
+    const size = Math.ceil((6 * Math.abs(value)) / scale - 1e-3); // rounded values are not beyond the scale
     return `${value > 0 ? "h" : "m"}${Math.min(6, Math.max(1, size))}${size > 6 ? " clip" : ""}`;
   }
 
@@ -112,16 +112,18 @@
     const [from, to] = window_(context, width);
     const row = Math.max(0, ...range(from, to).map((i) => values[i] || 0));
     const full = scale === null ? row : scale || most;
-    const parts = groups(context.cuts, from, to);
+    const special = new Map(context.special || []);
+    const parts = groups(context.cuts, from, to, special);
     const drawn = [];
     let plain = context.cuts[from];
     for (const group of parts) {
       const v = largest(values, group);
       const peak = context.peak >= group.from && context.peak < group.to;
-      if (!v && !peak) continue;
+      const name = special.get(group.from);
+      if (!v && !peak && !name) continue;
       if (group.start > plain) drawn.push(pieces(context.text.slice(plain, group.start)));
-      const css = ["t", step(v, full), peak && "peak", !v && "off"].filter(Boolean).join(" ");
-      drawn.push(h("span", { class: css, "data-i": group.from }, pieces(context.text.slice(group.start, group.end), true)));
+      const css = ["t", step(v, full), peak && "peak", !v && "off", name && "spec"].filter(Boolean).join(" ");
+      drawn.push(h("span", { class: css, "data-i": group.from, "data-name": name }, pieces(context.text.slice(group.start, group.end), true)));
       plain = group.end;
     }
     if (context.cuts[to] > plain) drawn.push(pieces(context.text.slice(plain, context.cuts[to])));

@@ -268,8 +268,8 @@
   /** What stands in place of a student's units while there is no store: why, and the command, or how far collecting is. */
   ui.noStore = (student, signal) => {
     const why = (student && student.why) || { what: "No units have been collected." };
-    const command = student && student.word === "none" ? null : why.next || `mxd collect ${mxd.state.run.name}`;
-    const el = h("div", null, ui.empty(why.what, command));
+    if (student && student.word === "none") return ui.empty(why.what);
+    const el = h("div", null, ui.empty([why.what, why.got && `: ${why.got}`], why.next || `mxd collect ${mxd.state.run.name}`));
     mxd.onStatus(({ collect: { state, stage, done, total, seconds_left: left, why: failed } }) => {
       if (state === "failed" && failed) return el.replaceChildren(ui.failed(new mxd.ApiError(failed)));
       if (state !== "running") return null;

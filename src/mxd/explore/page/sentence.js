@@ -21,9 +21,9 @@
       if (next) next.focus();
       if (by) event.preventDefault();
     } } }, buttons);
-    el.set = (v) => options.forEach(([one], i) => {
-      buttons[i].setAttribute("aria-pressed", String(one === v));
-      buttons[i].tabIndex = one === v ? 0 : -1;
+    el.set = (v) => options.forEach(([w], i) => {
+      buttons[i].setAttribute("aria-pressed", String(w === v));
+      buttons[i].tabIndex = w === v ? 0 : -1;
     });
     el.set(value);
     return el;

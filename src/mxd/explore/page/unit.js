@@ -3,8 +3,8 @@
 (() => {
   const { mxd } = window;
   const { h, ui, fmt, heat, charts } = mxd;
-  const AT_ONCE = 10;
-  const TWINS = 6;
+  const [AT_ONCE, TWINS] = [10, 6];
+  const wider = { 10: 32, 32: 128, 128: 10 }; // tokens of a context
   const known = (v) => v !== null && v !== undefined && Number.isFinite(v);
 
   // ---- loading, and the units beside it -------------------------------------------------------------------------------------
@@ -21,10 +21,8 @@
     return cache.get(key);
   }
   function settings(query) {
-    const band = query.get("band");
-    const w = Number(query.get("w"));
-    return { band: /^[0-6]$/.test(band || "") ? Number(band) : null, w: [10, 32, 128].includes(w) ? w : 32,
-      scale: query.get("scale") === "row" ? "row" : "unit" };
+    const [band, w, scale] = ["band", "w", "scale"].map((key) => query.get(key) || "");
+    return { band: /^[0-6]$/.test(band) ? Number(band) : null, w: wider[w] ? Number(w) : 32, scale: scale === "row" ? scale : "unit" };
   }
   /** What listens for the unit that was shown ends, and its note is saved. */
   function leave() {
@@ -64,8 +62,8 @@
       : `${fmt.int(at + 1)} of ${fmt.int(n)}${found.filters.length ? ` with ${found.filters.map((f) => f.text).join(", ")}` : ""}`;
     now.nav.replaceChildren(...now.near.map(arrow), h("a", { class: "soft", href: mxd.href({ view: "units", query }) }, place));
     if (!mxd.source.live || !window.requestIdleCallback) return;
-    requestIdleCallback(() => now && now.u === u && now.near.forEach((unit) => unit !== null
-      && load(student.name, unit).catch(() => null)));
+    const ahead = (unit) => unit !== null && load(student.name, unit).catch(() => null);
+    requestIdleCallback(() => now && now.u === u && now.near.forEach(ahead));
   }
   const step = (i) => Boolean(now.near && now.near[i] !== null) && mxd.go({ view: "unit", id: now.near[i], query: mxd.route().query });
 
@@ -78,22 +76,19 @@
     const often = state === "shared" ? `Shared: it fires on ${fmt.pct(c.fires / tokens)} of tokens. ` : "";
     if (!known(c.effect) || !known(c.effect_se)) return `${often}What removing it costs is not known.`;
     if (Math.abs(c.effect) <= 1.96 * c.effect_se) return `${often}Its estimated effect can't be told from 0.`;
-    return often + (c.effect > 0 ? "It helps: removing it costs nats where it fires."
-      : "It hurts: removing it would save nats where it fires.");
+    return often + (c.effect > 0 ? "It helps: removing it costs nats where it fires." : "It hurts: removing it saves nats where it fires.");
   }
   function labels() {
-    const { labels: found } = now.data;
     const scored = (l) => [["detection", l.detection, l.detection_n], ["fuzzing", l.fuzzing, l.fuzzing_n]]
       .filter(([, v]) => known(v)).map(([name, v, n]) => `, ${name} ${fmt.num(v, 2)} (n ${fmt.int(n)})`).join("");
-    const one = (l) => h("p", null, h("strong", null, heat.text(l.text)), " ",
+    const label = (l) => h("p", null, h("strong", null, heat.text(l.text)), " ",
       h("span", { class: "soft" }, heat.text([...new Set([l.author, l.method, l.model])].filter(Boolean).join(" · ")), scored(l)));
     const write = mxd.source.live && ui.button("write yours", () => now.notes.focus(), { "aria-label": "write your own label, as a note" });
-    return h("section", { class: "panel" }, h("h2", null, "Label"), found.length ? found.map(one) : h("p", { class: "soft" }, "none yet"),
-      h("p", null, verdict(now.data)), write);
+    const all = now.data.labels.length ? now.data.labels.map(label) : h("p", { class: "soft" }, "none yet");
+    return h("section", { class: "panel" }, h("h2", null, "Label"), all, h("p", null, verdict(now.data)), write);
   }
-  const figure = (name, value, small, about, why) =>
-    h("div", { class: "figure" }, ui.tip(h("span", { tabindex: "0" }, name), about), h("b", null, value === null ? fmt.dash(why) : value),
-      h("small", null, value === null ? why : small));
+  const figure = (name, value, small, about, why) => h("div", { class: "figure" }, ui.tip(h("span", { tabindex: "0" }, name), about),
+    h("b", null, value === null ? fmt.dash(why) : value), h("small", null, value === null ? why : small));
   /** The exact effect with its button; answer: a fresh measurement, else what the store has. */
   function exact(answer) {
     const { columns: c, state } = now.data;
@@ -111,7 +106,7 @@
   }
   async function measure(cell, button) {
     const { student, u, stop } = now;
-    Object.assign(button, { disabled: true, textContent: "measuring…" });
+    Object.assign(button, { disabled: true, textContent: "measuring, up to 2 min…" });
     try {
       const answer = await mxd.source.ablate({ student: student.name, unit: u }, { signal: stop.signal });
       if (!cell.isConnected) return;
@@ -135,7 +130,8 @@
         "Largest activation after TopK; below, quantiles of its firings."),
       row("effect, estimated", c.effect, fmt.nats, `${pm(c.effect_se)} nats, n ${fmt.int(c.effect_n)}`,
         "Nats the following tokens lose if it is removed at a firing: first order, mean over n firings, ± 95 %."),
-      exact(), row("share", c.share, fmt.pct, "of the layer's output",
+      exact(),
+      row("share", c.share, fmt.pct, "of the layer's output",
         "Length of its contribution over that of the layer's output, mean over firings."),
       row("steadiness", c.steadiness, (v) => (student.word === "latent" ? "fixed" : fmt.num(v, 2)), turns,
         "Length of the mean unit vector of its contributions: 1 is a fixed direction."),
@@ -154,8 +150,7 @@
     const status = h("small", { role: "status" }, held.updated ? `saved ${fmt.ago(held.updated)}` : "");
     const star = h("button", { type: "button", class: "star", disabled: !live, "aria-label": "star", "data-live": true }, "★");
     const fault = h("div");
-    let running = false;
-    let again = false;
+    let [running, again] = [false, false];
     const show = () => star.setAttribute("aria-pressed", String(held.star));
     const list = () => tags.value.split(";").map((t) => t.trim()).filter(Boolean);
     async function save() {
@@ -172,6 +167,7 @@
       } catch (error) {
         status.textContent = "not saved";
         fault.replaceChildren(ui.failed(error, save));
+        if (!el.isConnected) ui.dialog(`The note on ${unit} of ${student} is not saved`, el);
       }
       running = false;
       if (again) save();
@@ -195,17 +191,16 @@
       save();
     });
     show();
-    const label = h("label", { class: "field" }, h("span", null, "tags, separated by ;"), tags);
-    const el = h("section", { class: "panel", "aria-label": "your note" },
-      h("div", { class: "line" }, h("h2", null, "Your note"), status), area, label, fault);
+    const el = h("section", { class: "panel", "aria-label": "your note" }, h("div", { class: "line" }, h("h2", null, "Your note"), status),
+      area, h("label", { class: "field" }, h("span", null, "tags, separated by ;"), tags), fault);
     return { el, star, focus: () => area.focus(), leave: soon.now };
   }
 
   // ---- contexts -------------------------------------------------------------------------------------------------------------
   function row(c, twin) {
     const { data, opts, u } = now;
-    const text = heat.context(c, { width: opts.w, scale: opts.scale === "row" ? null : data.columns.max_a, max: data.columns.max_a,
-      focus: true });
+    const max = data.columns.max_a;
+    const text = heat.context(c, { width: opts.w, scale: opts.scale === "row" ? null : max, max, focus: true });
     text.tabIndex = -1;
     const place = `${[c.doc.source, c.doc.name].filter(Boolean).join(" ")} · ${fmt.int(c.start + c.peak)}`;
     const to = mxd.href({ view: "sentence", query: { seq: c.seq, at: c.start + c.peak, colour: u } });
@@ -248,10 +243,16 @@
     list.replaceChildren(...data.bands.filter((b) => opts.band === null || b.band === opts.band).map(band));
     const first = list.querySelector(".ctx");
     if (first) first.tabIndex = 0;
-    if (list.isConnected && opts.w <= 32) heat.centre(list);
+    if (list.isConnected) centre();
     if (!first) list.append(h("p", { class: "soft" }, "No context was kept in this band."));
     now.legend.replaceChildren(opts.scale === "row" ? heat.legend({ scale: 100, unit: "a", name: "% of the row's largest" })
       : heat.legend({ scale: data.columns.max_a }));
+  }
+  /** Peaks in the middle of their lines: now in the first band, elsewhere (measuring is slow) once a band comes near. */
+  function centre() {
+    const { list, opts, watch } = now;
+    watch.disconnect();
+    if (opts.w <= 32) [...list.children].forEach((section, i) => (i ? watch.observe(section) : heat.centre(section)));
   }
   function set(changes) {
     const { opts, pick } = now;
@@ -262,7 +263,7 @@
     contexts();
   }
   function focusOn(ctx) {
-    for (const one of now.list.querySelectorAll(".ctx")) one.tabIndex = one === ctx ? 0 : -1;
+    for (const other of now.list.querySelectorAll(".ctx")) other.tabIndex = other === ctx ? 0 : -1;
     ctx.focus();
     ctx.closest(".row").scrollIntoView({ block: "nearest" });
   }
@@ -274,13 +275,13 @@
   }
   function left() {
     const { data, opts, hist, student, u, stop } = now;
+    const bands = [[null, "all"], ...data.bands.map((b) => [b.band, b.name])];
     now.pick = {
-      band: mxd.choice("band of activations", [[null, "all"], ...data.bands.map((b) => [b.band, b.name])], opts.band,
-        (v) => set({ band: v })),
+      band: mxd.choice("band of activations", bands, opts.band, (chosen) => set({ band: chosen })),
       w: mxd.choice("tokens of context", [[10, "10"], [32, "32"], [128, "128"]], opts.w, (w) => set({ w })),
       scale: mxd.choice("scale of colours", [["unit", "unit"], ["row", "row"]], opts.scale, (scale) => set({ scale })),
     };
-    now.legend = h("div", null);
+    now.legend = h("div");
     const mark = ({ target }) => {
       const at = target.closest(".row");
       hist.mark(at ? Number(at.dataset.a) : null);
@@ -288,14 +289,14 @@
       if (at) at.classList.add("cur");
     };
     const keys = (event) => {
+      if (!event.target.matches(".ctx")) return;
       const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-      const chosen = event.target.matches(".ctx") && event.target.querySelector(".sel");
+      const chosen = event.target.querySelector(".sel");
+      const link = event.key === "Enter" && event.target.closest(".row").querySelector(".doc a");
       if (chosen) chosen.scrollIntoView({ block: "nearest", inline: "nearest" });
-      const link = event.key === "Enter" && event.target.matches(".ctx") && event.target.closest(".row").querySelector(".doc a");
-      if (!by && !link) return;
-      event.preventDefault();
+      if (by) event.preventDefault();
       if (by) move(by);
-      else link.click();
+      else if (link) link.click();
     };
     now.list = h("div", { class: "stack", on: { pointerover: mark, focusin: mark, keydown: keys } });
     contexts();
@@ -319,61 +320,65 @@
   function right() {
     const { data, student, hist } = now;
     const listed = (name, items, why, table) => [h("h3", null, name), items.length ? table(items) : h("p", { class: "soft" }, why)];
-    const peaks = (items) => charts.bars(items.map(({ token, count, share }) =>
-      ({ label: heat.token(token), value: share, text: `${fmt.pct(share)} (${fmt.int(count)})` })),
-        { max: 1, label: "peak tokens, share of firings" });
+    const peak = ({ token, count, share }) => ({ label: heat.token(token), value: share, text: `${fmt.pct(share)} (${fmt.int(count)})` });
+    const peaks = (items) => charts.bars(items.map(peak), { max: 1, label: "peak tokens, share of firings" });
     const partners = (items) => mxd.smallTable("fire on the same tokens; shared ones left out", [word(), "lift ×", "Jaccard"],
       items.map((p) => [mxd.unitLink(student.name, p.unit, p.label), fmt.num(p.lift), fmt.num(p.jaccard, 2)]));
-    const compare = (m) => h("a", { href: mxd.href({ view: "compare", query: { with: m.student, unit: now.u } }),
-      "aria-label": `compare with ${m.student}` }, m.student);
+    const aside = (m) => mxd.href({ view: "compare", query: { with: m.student, unit: now.u } });
+    const compare = (m) => h("a", { href: aside(m), "aria-label": `compare with ${m.student}` }, m.student);
     const matches = (items) => mxd.smallTable("fire on the same tokens of the same text", ["unit", "of", "Jaccard", "r"],
       items.map((m) => [mxd.unitLink(m.student, m.unit, m.label), compare(m), fmt.num(m.jaccard, 2), fmt.num(m.corr, 2)]));
     const probes = (items) => mxd.smallTable("as a detector of a class", ["class", "F1", "n"],
       items.map((p) => [heat.text(`${p.task}: ${p.class}`), fmt.num(p.f1, 2), fmt.int(p.n)]));
     return h("section", { class: "panel", "aria-label": "what it does" }, h("h2", { class: "sr" }, "What it does"), hist, written(data),
       listed("Peak tokens", data.peak_tokens, "none counted", peaks),
-        listed("Partners", data.partners, "none that fires with it more than chance", partners),
+      listed("Partners", data.partners, "none that fires with it more than chance", partners),
       listed("In other students", data.matches, "none fires on its tokens, or no other student was collected", matches),
       listed("Probes", data.probes, "no probe chose it", probes));
   }
   function dead() {
     const near = now.data.nearest;
-    return h("section", { class: "banner" }, "It never fired, so there are no contexts, histogram or tokens to show. ",
-      near ? ["Nearest live one by its weights: ", mxd.unitLink(now.student.name, near.unit, near.label),
-        `, cosine ${fmt.num(near.cosine, 2)}.`] : null);
+    const said = near && ["Nearest live one: ", mxd.unitLink(now.student.name, near.unit, near.label),
+      `, cosine of weights ${fmt.num(near.cosine, 2)}.`];
+    return h("section", { class: "banner" }, "It never fired, so there are no contexts, histogram or tokens to show. ", said);
   }
   function draw() {
-    const { el, data, student, u, opts } = now;
+    const { el, data, student, u } = now;
     now.nav = h("nav", { class: "line no-print", "aria-label": `${word()}s beside this one` }, "\u00a0");
     now.notes = noteEditor(student.name, u, data);
     now.hist = charts.hist({ max: data.hist.max, counts: data.hist.counts, edges: data.band_edges });
-    const bench = { view: "bench", query: { e: u } };
     el.replaceChildren(now.nav,
-      h("header", { class: "head" }, h("h1", null, `${student.name} · ${word()} ${u} `, now.notes.star, " ",
+      h("header", { class: "head" }, h("h1", null, `${student.name} · ${word()} ${u} `, now.notes.star,
         h("span", { class: "tag" }, data.state)),
-        h("span", { class: "line no-print" }, mxd.source.live && ui.button("Bench", () => mxd.go(bench)),
+        h("span", { class: "line no-print" }, mxd.source.live && ui.button("Bench", toBench),
           ui.button("Copy link", () => ui.copy(location.href)),
           mxd.source.live && h("a", { href: `/api/s/${encodeURIComponent(student.name)}/units/${u}` }, "JSON"))),
       h("div", { class: "cols" }, labels(), now.notes.el), figures(),
         data.state === "dead" ? dead() : h("div", { class: "split" }, left(), right()));
-    if (now.list && opts.w <= 32) heat.centre(now.list);
+    if (now.list) centre();
     ui.announce(`${word()} ${u}, ${data.state}`);
   }
 
+  const toBench = () => mxd.go({ view: "bench", query: { e: now.u } });
   const nextBand = () => {
     const all = [null, ...now.data.bands.map((b) => b.band)];
     return all[(all.indexOf(now.opts.band) + 1) % all.length];
   };
-  const wider = { 10: 32, 32: 128, 128: 10 };
   mxd.view("unit", {
     title: (route) => `${mxd.word(mxd.state.student)} ${route.id}`,
     mount(el, route, ctx) {
       cache.clear();
-      now = { el: h("div", { class: "stack" }), ctx, student: ctx.student, ask: mxd.latest(), notes: null };
+      const watch = new IntersectionObserver((seen) => seen.filter((e) => e.isIntersecting).forEach(({ target }) => {
+        heat.centre(target);
+        watch.unobserve(target);
+      }), { rootMargin: "300px" });
+      now = { el: h("div", { class: "stack" }), watch, student: ctx.student, ask: mxd.latest() };
+      addEventListener("beforeprint", () => now.list && heat.centre(now.list), { signal: ctx.signal });
       el.append(now.el);
       open(route);
       return () => {
         now.ask.cancel();
+        watch.disconnect();
         leave();
         now = null;
       };
@@ -386,7 +391,7 @@
       "]": { what: "next unit of the filter", run: () => step(1) },
       f: { what: "star", run: () => now.notes && now.notes.star.click() },
       n: { what: "write a note", run: () => now.notes && now.notes.focus() },
-      x: { what: "to the bench", run: () => mxd.go({ view: "bench", query: { e: now.u } }) },
+      x: { what: "to the bench", run: toBench },
       w: { what: "width of contexts: 10, 32, 128 tokens", run: () => set({ w: wider[now.opts.w] }) },
       h: { what: "scale of colours: unit or row", run: () => set({ scale: now.opts.scale === "row" ? "unit" : "row" }) },
       b: { what: "next band of contexts", run: () => now.data && set({ band: nextBand() }) },

@@ -1,0 +1,1063 @@
+"""The page beside a live host, in Chromium: sentences, the bench, several tabs, keys alone, and what axe finds.
+
+The host is random and tiny, with weights large enough for its MLPs to matter. Four students stand in for its second MLP: a random mixture
+of decoders and a random transcoder, a copy of the MLP itself (`PERFECT`), and one that has units but returns 0 (`ZERO`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mxd
+from mxd import cli, edits
+from mxd.checkpoint import Run, save_layer
+from mxd.explore import collect
+from mxd.explore.live import MOST_WAITING
+from mxd.explore.store import TextStore, UnitStore, units_path
+from mxd.host import Host
+from mxd.layers import Edited, SparseLayer
+from mxd.pipeline import reopen
+from mxd.unit_config import CollectConfig
+from tests.conftest import BOS, EOS, VOCAB, build_tokenizer
+from tests.explore.browser import Served, Tab, Tabs, Theme, chromium, live, until
+from tests.small import save_texts, small_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext, Page, Response
+
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("one_thread")]
+
+MXD, TRANSCODER, ZERO, PERFECT = "mxd-k4", "transcoder-k4", "skip-transcoder-k4", "dense"
+HOOKPOINT = "layers.1.mlp"
+TEXT = "the treaty of peace was signed by the nation"
+PROMPT = "law people congress house"
+LETTER = 7
+"""The unit of MXD that has a label."""
+STEP_SECONDS = 0.15
+"""What a step takes where tests must come between two of them."""
+
+
+# ---- a run with hand-made students ----------------------------------------------------------------------------------------------
+
+
+class Lab(NamedTuple):
+    """A run and its host."""
+
+    run: Run
+    host: Host
+
+    def layer(self, name: str) -> SparseLayer:
+        return self.run.load(name, "cpu")
+
+    def ids(self, text: str) -> Tensor:
+        """Tokens [1, token] with BOS."""
+        return torch.tensor([[BOS, *self.host.encode(text)]])
+
+    def losses(self, ids: Tensor, stand_in: nn.Module | None = None) -> list[float]:
+        """−log p of every token but the first, nats, with `stand_in` in the MLP's place."""
+        with self.host.replace({HOOKPOINT: stand_in} if stand_in is not None else {}):
+            scores = self.host.logits(ids)[0].double().log_softmax(-1)
+        return (-scores[:-1].gather(1, ids[0, 1:, None])[:, 0]).tolist()
+
+    def activations(self, name: str, ids: Tensor) -> Tensor:
+        """Activation of every unit at every token [token, unit]."""
+        layer = self.layer(name)
+        code = layer.encode(self.host.read(ids, [HOOKPOINT])[HOOKPOINT].x[0])
+        return torch.zeros(ids.shape[1], layer.n_units).scatter_add(1, code.indices, code.values)
+
+
+class Nothing(nn.Module):
+    """0 in the place of an MLP: zero ablation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.like = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def save_host(folder: Path) -> Path:
+    """As that of `tests.small`, with weights 25 times as large."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more: dict[str, Any] = {"num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.5}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, bos_token_id=BOS, eos_token_id=EOS, **sizes, **more)).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def hand_made(run: Run, host: Host) -> None:
+    """Give the students of a run other weights."""
+    mlp, dice = host.weights(HOOKPOINT), torch.Generator().manual_seed(1)
+    for record in run.students:
+        layer: Any = run.load(record.name, "cpu").requires_grad_(False)
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=dice) * 0.5)
+        if record.name == ZERO:
+            for parameter in (layer.W_dec, layer.W_skip, layer.b_dec):
+                parameter.zero_()
+        if record.name == PERFECT:
+            layer.encoder.E.copy_(mlp.E)
+            layer.encoder.E_gate.copy_(mlp.E_gate)
+            layer.D.copy_(mlp.D)
+            for parameter in (layer.encoder.b_E, layer.encoder.b_gate, layer.b):
+                parameter.zero_()
+        save_layer(run.path / record.folder, layer, record)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """Not to be changed but for notes and bench runs."""
+    chromium()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("lab")
+    kinds = ("mxd", "transcoder", "skip-transcoder", "dense")
+    config = small_run(folder, kinds=kinds, number=60, tokens=1024, budget="8x", k=(4,))
+    save_host(folder / "host")
+    run = mxd.train(config, quiet=True)
+    host = Host.load(str(folder / "host"), device="cpu")
+    hand_made(run, host)
+    run = Run.open(run.path)
+    collect.collect(run, CollectConfig(tokens=2048, effect_tokens=512), lambda: reopen(run))
+    with sqlite3.connect(units_path(run, MXD)) as database:
+        row = (LETTER, "me", "treaties of the nation", "manual", "", None, None, None, None, "2026-01-01")
+        database.execute(f"INSERT INTO label VALUES ({', '.join('?' * 10)})", row)
+    database.close()
+    torch.set_num_threads(threads)
+    return Lab(run, host)
+
+
+@pytest.fixture(scope="module")
+def server(lab: Lab) -> Iterator[Served]:
+    """The lab's page with its host."""
+    made = Served(lab.run, load=live(lab.run)).ready()
+    yield made
+    made.stop()
+
+
+# ---- looking at the page --------------------------------------------------------------------------------------------------------
+
+TOKENS = "el => [...el.querySelectorAll('.t')].map(t => ({i: Number(t.dataset.i), text: t.textContent, css: t.className}))"
+TIPS = """el => [...el.querySelectorAll('.t')].map(t => {
+    mxd.ui.showTip(t);
+    return document.getElementById('tip').innerText;
+})"""
+HEAR = """() => {
+    if (window.heard) return;
+    window.heard = [];
+    const plain = mxd.source.stream;
+    mxd.source.stream = (body, on, signal) => {
+        window.heard.push(["ask", body]);
+        return plain(body, (name, data) => (window.heard.push([name, data]), on(name, data)), signal);
+    };
+}"""
+
+
+def answer(page: Page, path: str, act: Callable[[], Any]) -> Any:
+    """What the server says to the next request of this path, which `act` has the page make."""
+
+    def fits(response: Response) -> bool:
+        return response.url.partition("?")[0].endswith(path)
+
+    with page.expect_response(fits) as waiting:
+        act()
+    return waiting.value.json()
+
+
+def number(text: str) -> float:
+    """A number as the page writes it."""
+    return float(text.strip().replace("−", "-").replace(",", "").replace("–", "nan"))
+
+
+def numbers(text: str) -> list[float]:
+    """All numbers in a text of the page."""
+    return [number(found) for found in re.findall(r"[−+]?(?:\d[\d,]*)?\.?\d+(?:e[−-]?\d+)?", text)]
+
+
+def colour(value: float | None, scale: float) -> str:
+    """The class of a value's step."""
+    if not value:
+        return ""
+    size = math.ceil(6 * abs(value) / scale - 1e-9)
+    return f"{'h' if value > 0 else 'm'}{min(6, max(1, size))}{' clip' if size > 6 else ''}"
+
+
+def colours(tokens: Sequence[dict[str, Any]]) -> list[str]:
+    """The classes of steps of tokens in the page."""
+    return [" ".join(re.findall(r"\b(?:[hm][1-6]|clip)\b", token["css"])) for token in tokens]
+
+
+def read_sentence(tab: Tab, text: str) -> Any:
+    """Have a text read by the view that is open; what the server made of it."""
+    area = tab.page.get_by_label("text to read")
+    area.fill(text)
+    found = answer(tab.page, "/api/sentence", lambda: area.press("Control+Enter"))
+    tab.page.wait_for_selector(".sent")
+    tab.frame()
+    return found
+
+
+def sent(tab: Tab) -> list[dict[str, Any]]:
+    """Tokens of the sentence that is shown."""
+    return tab.page.locator(".sent").first.evaluate(TOKENS)
+
+
+def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its 95 % half-width."""
+    mean = sum(values) / len(values)
+    return mean, 1.96 * math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+# ---- 9: a sentence ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_student_that_equals_the_mlp_changes_nothing(lab: Lab, server: Served, tabs: Tabs) -> None:
+    tab = tabs.open(server, f"#/{PERFECT}/sentence")
+    found = read_sentence(tab, TEXT)
+    host, (student,) = found["host"]["loss"], found["students"]
+    assert host[1:] == pytest.approx(lab.losses(lab.ids(TEXT)), abs=1e-3)
+    assert student["loss"] == host and student["top"] == found["host"]["top"] and set(student["kl"]) == {0}
+    tokens = sent(tab)
+    assert "".join(token["text"] for token in tokens) == TEXT and len(tokens) == 1 + len(TEXT)
+    assert set(colours(tokens)) == {""}
+    summary = tab.page.locator("[role=status]", has_text="mean loss").inner_text()
+    assert f"Δ 0 ± 0 over {len(TEXT)} tokens" in summary and "(worst 0 at" in summary
+    mean = sum(host[1:]) / len(TEXT)
+    assert numbers(summary)[:2] == pytest.approx([mean, mean], rel=0.01)
+    tips = tab.page.locator(".sent").evaluate(TIPS)
+    assert "first token: no loss" in tips[0] and all("Δ 0 nats" in tip and "KL after it 0 nats" in tip for tip in tips[1:])
+    tab.page.get_by_role("button", name="KL").click()
+    assert set(colours(sent(tab))) == {""}
+    tab.page.get_by_role("button", name="host loss").click()
+    assert "h6" in colours(sent(tab)), "what is drawn would be seen"
+
+
+def test_a_student_that_returns_0_is_zero_ablation(lab: Lab, server: Served, tabs: Tabs) -> None:
+    tab = tabs.open(server, f"#/{ZERO}/sentence")
+    found = read_sentence(tab, TEXT)
+    host, (student,) = found["host"]["loss"], found["students"]
+    own, ablated = lab.losses(lab.ids(TEXT)), lab.losses(lab.ids(TEXT), Nothing())
+    assert student["loss"][1:] == pytest.approx(ablated, abs=1e-3) and host[1:] == pytest.approx(own, abs=1e-3)
+    deltas = [without - whole for without, whole in zip(ablated, own, strict=True)]
+    tips = tab.page.locator(".sent").evaluate(TIPS)
+    for tip, delta, whole, without in zip(tips[1:], deltas, own, ablated, strict=True):
+        line = next(line for line in tip.splitlines() if line.startswith("loss host"))
+        assert numbers(line) == pytest.approx([whole, without, delta], abs=0.006, rel=0.006), tip
+    shown = [0.0, *(a - b for a, b in zip(student["loss"][1:], host[1:], strict=True))]
+    assert colours(sent(tab)) == [colour(value, 2) for value in shown] and len({*colours(sent(tab))}) > 5
+    mean, half = mean_and_half(deltas)
+    summary = numbers(tab.page.locator("[role=status]", has_text="mean loss").inner_text())
+    expected = [sum(own) / len(own), sum(ablated) / len(own), mean, half, len(own), max(deltas)]
+    assert summary[:6] == pytest.approx(expected, abs=0.006, rel=0.006)
+
+
+PINNED = """async () => {
+    const found = [];
+    for (const span of [...document.querySelectorAll('.sent .t')]) {
+        span.click();
+        const rows = [...document.querySelectorAll('[aria-label="the pinned token"] tbody tr')];
+        found.push(rows.map(row => [row.cells[0].innerText, row.cells[1].innerText]));
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("name", [MXD, TRANSCODER, ZERO])
+def test_listed_units_are_the_layers_own_top_k(name: str, lab: Lab, server: Served, tabs: Tabs) -> None:
+    tab = tabs.open(server, f"#/{name}/sentence")
+    read_sentence(tab, TEXT)
+    own = lab.activations(name, lab.ids(TEXT))
+    listed = tab.page.evaluate(PINNED)
+    assert len(listed) == len(own)
+    for rows, a in zip(listed, own, strict=True):
+        expected = [(unit, float(a[unit])) for unit in a.argsort(descending=True).tolist() if a[unit] > 0]
+        assert [int(unit.split()[0]) for unit, _ in rows] == [unit for unit, _ in expected]
+        assert [number(value) for _, value in rows] == pytest.approx([value for _, value in expected], rel=0.006)
+    assert max(map(len, listed)) == lab.run.student(name).k
+    sums = own[1:].sum(0)
+    strongest = [int(text) for text in tab.page.locator(".cells tbody th button").all_inner_texts()]
+    assert strongest == sums.argsort(descending=True)[:12].tolist(), "of the sentence, the first token left out"
+
+
+def test_a_stored_context_is_read_again_as_it_was_collected(lab: Lab, server: Served, tabs: Tabs) -> None:
+    tab = tabs.open(server, f"#/{MXD}/unit/{LETTER}")
+    row = tab.page.locator(".rows .row").first
+    a = number(row.locator(".num").first.inner_text())
+    peak = row.locator(".peak").inner_text()
+    href = row.locator(".doc a").get_attribute("href") or ""
+    answer(tab.page, "/api/sentence", lambda: row.locator(".doc a").click())
+    tab.page.wait_for_selector(".sent .t.sel")
+    pinned = tab.page.locator(".sent .t.sel")
+    at = int(re.findall(r"at=(\d+)", href)[0])
+    assert pinned.get_attribute("data-i") == str(at) and pinned.inner_text() == peak
+    units = tab.page.evaluate(
+        "() => [...document.querySelectorAll('[aria-label=\"the pinned token\"] tbody tr')].map(r => [r.cells[0].innerText, r.cells[1].innerText])"
+    )
+    assert {int(unit.split()[0]): number(value) for unit, value in units}[LETTER] == pytest.approx(a, rel=0.006)
+    seq = int(re.findall(r"seq=(\d+)", href)[0])
+    store = TextStore(lab.run)
+    own = lab.activations(MXD, torch.tensor([store.sequence(seq).ids.tolist()]))[:, LETTER]
+    store.close()
+    assert float(own[at]) == pytest.approx(a, rel=0.006)
+    coloured = {token["i"] for token in sent(tab) if re.search(r"\bh[1-6]\b", token["css"])}
+    assert coloured == set(own.nonzero()[:, 0].tolist()), "the link colours by the unit"
+
+
+# ---- the unit's page: one's own sentence, the exact effect ------------------------------------------------------------------------
+
+
+def test_ones_own_sentence_shows_the_layers_activations(lab: Lab, server: Served, tabs: Tabs) -> None:
+    own = lab.activations(MXD, lab.ids(TEXT))
+    unit = int((own[1:] > 0).sum(0).argmax())
+    tab = tabs.open(server, f"#/{MXD}/unit/{unit}")
+    field = tab.page.get_by_label("your own sentence")
+    field.fill(TEXT)
+    answer(tab.page, "/api/heat", lambda: field.press("Enter"))
+    tab.page.wait_for_selector(".sent")
+    store = UnitStore(lab.run, MXD)
+    most = store.row(unit)["max_a"] or 0.0
+    store.close()
+    a = own[:, unit].tolist()
+    shown = sent(tab)
+    assert colours(shown) == [colour(float(f"{value:.5g}"), most) for value in a] and "".join(t["text"] for t in shown) == TEXT
+    tips = tab.page.locator(".sent").evaluate(TIPS)
+    for tip, value in zip(tips, a, strict=True):
+        if value:
+            assert numbers(tip.splitlines()[1])[:2] == pytest.approx([value, 100 * value / most], rel=0.01)
+        else:
+            assert "a 0: not active here" in tip
+    best = max(range(1, len(a)), key=lambda at: a[at])
+    said = tab.page.locator("form [role=status]").inner_text()
+    assert number(said.split()[2]) == pytest.approx(a[best], rel=0.006)
+    field.fill("")
+    field.press("Enter")
+    assert sent(tab) == shown, "nothing is asked for nothing"
+
+
+class OffAt(nn.Module):
+    """A layer with one unit ablated at one position."""
+
+    def __init__(self, layer: SparseLayer, unit: int, position: int) -> None:
+        super().__init__()
+        self.layer, self.off, self.position = layer, Edited(layer, scale={unit: 0.0}), position
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).y.clone()
+        y[:, self.position] = self.off(x[:, self.position : self.position + 1]).y[:, 0]
+        return y
+
+
+def whole_units(run: Run, name: str) -> list[int]:
+    """Units all of whose firings, 6 to 40, were kept as contexts."""
+    store = UnitStore(run, name)
+    found: list[int] = []
+    for unit in range(store.n_units):
+        kept = sum(len(contexts) for band, (_, contexts) in store.examples(unit).items() if band < 6)
+        if 6 <= kept == store.row(unit)["fires"] <= 40:
+            found.append(unit)
+    store.close()
+    return found
+
+
+def test_the_exact_effect_is_what_removing_it_costs(lab: Lab, server: Served, tabs: Tabs) -> None:
+    unit = whole_units(lab.run, MXD)[0]
+    layer, store = lab.layer(MXD), TextStore(lab.run)
+    lost: list[float] = []
+    for seq in range(int(store.meta["sequences"])):
+        ids = torch.tensor([store.sequence(seq).ids.tolist()])
+        places = [at for at in lab.activations(MXD, ids)[:, unit].nonzero()[:, 0].tolist() if at]
+        whole = sum(lab.losses(ids, layer)) if places else 0.0
+        lost += [sum(lab.losses(ids, OffAt(layer, unit, at))) - whole for at in places]
+    store.close()
+    tab = tabs.open(server, f"#/{MXD}/unit/{unit}")
+    figure = tab.page.locator(".figure", has_text="effect, exact")
+    assert figure.locator("b").inner_text() == "–"
+    found = answer(tab.page, "/api/ablate", figure.get_by_role("button", name="measure").click)
+    assert found["exact_n"] == len(lost) and found["exact"] == pytest.approx(sum(lost) / len(lost), rel=1e-2, abs=1e-3)
+    tab.page.wait_for_selector("text=re-measure")
+    assert number(figure.locator("b").inner_text()) == pytest.approx(sum(lost) / len(lost), abs=0.006)
+    assert f"n {len(lost)}" in figure.inner_text() and f"± {tab.page.evaluate('v => mxd.fmt.num(1.96 * v, 2)', found['exact_se'])}" in figure.inner_text()
+    again = answer(tab.page, "/api/ablate", figure.get_by_role("button", name="re-measure").click)
+    assert again == found
+
+
+# ---- compare ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_students_side_by_side_on_one_sentence(lab: Lab, server: Served, tabs: Tabs) -> None:
+    tab = tabs.open(server, f"#/{MXD}/compare?with={TRANSCODER},{ZERO},{PERFECT}")
+    found = read_sentence(tab, TEXT)
+    names = [MXD, TRANSCODER, ZERO, PERFECT]
+    assert [student["name"] for student in found["students"]] == names
+    rows = tab.page.locator("section section:has(.sent)")
+    assert rows.evaluate_all("all => all.map(el => el.getAttribute('aria-label'))") == names
+    places = rows.evaluate_all("all => all.map(el => [...el.querySelectorAll('.t')].map(t => [t.textContent, t.offsetLeft, t.offsetWidth]))")
+    assert all(row == places[0] for row in places) and len(places[0]) == 1 + len(TEXT), "token under token"
+    host = found["host"]["loss"][1:]
+    for row, student in zip(rows.all(), found["students"], strict=True):
+        deltas = [a - b for a, b in zip(student["loss"][1:], host, strict=True)]
+        mean, half = mean_and_half(deltas)
+        kl = sum(student["kl"][1:]) / len(deltas)
+        shown = numbers(row.locator("h3 small").inner_text())
+        assert shown == pytest.approx([mean, half, len(deltas), kl], abs=0.006, rel=0.06)
+        assert colours(row.locator(".sent").evaluate(TOKENS)) == ["", *(colour(delta, 2) for delta in deltas)]
+    means = [numbers(row.locator("h3 small").inner_text())[0] for row in rows.all()]
+    stand_ins: list[nn.Module] = [lab.layer(MXD), lab.layer(TRANSCODER), Nothing(), nn.Identity()]
+    own = lab.losses(lab.ids(TEXT))
+    direct = [sum(lab.losses(lab.ids(TEXT), one)) / len(own) - sum(own) / len(own) for one in stand_ins[:3]]
+    assert means == pytest.approx([*direct, 0], abs=0.006)
+    tab.page.get_by_role("checkbox", name=TRANSCODER, exact=True).click()
+    tab.page.wait_for_function("() => document.querySelectorAll('section section .sent').length === 3")
+    assert [numbers(row.locator("h3 small").inner_text())[0] for row in rows.all()] == [means[0], *means[2:]]
+
+
+# ---- 10: the bench ----------------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """The bench in a tab."""
+
+    def __init__(self, tab: Tab) -> None:
+        self.tab, self.page = tab, tab.page
+        self.page.evaluate(HEAR)
+
+    def start(self) -> None:
+        self.page.evaluate("() => { window.heard.length = 0 }")
+        self.page.locator("button[form=bench-form]").click()
+
+    def ended(self) -> None:
+        """Wait until nothing runs."""
+        self.page.wait_for_function("() => document.querySelector('button:has(kbd)').disabled")
+        self.tab.frame()
+
+    def run(self) -> list[list[Any]]:
+        """Run it; the request and the events."""
+        self.start()
+        self.ended()
+        return self.page.evaluate("window.heard")
+
+    def heard(self, name: str) -> list[Any]:
+        return [data for kind, data in self.page.evaluate("window.heard") if kind == name]
+
+    def tokens(self, lane: str) -> list[dict[str, Any]]:
+        """The tokens of a lane without its name, as the server told of them."""
+        return [{k: v for k, v in data.items() if k != "lane"} for data in self.heard("token") if data["lane"] == lane]
+
+    def drawn(self, lane: str) -> list[str]:
+        """The tokens of a lane as they are drawn."""
+        return self.page.locator(f".lane[aria-label='{lane}'] .lane-text .t").evaluate_all("all => all.map(t => t.textContent)")
+
+    def foot(self, lane: str) -> str:
+        return self.page.locator(f".lane[aria-label='{lane}'] .lane-foot").inner_text()
+
+
+def bench(tabs: Tabs, server: Served, student: str = MXD, *, expects: tuple[str, ...] = (), inside: Any = None, **query: Any) -> Bench:
+    """The bench with settings from its address."""
+    asked = {"p": PROMPT, "greedy": 0, "seed": 3, "n": 16, **query}
+    route = "&".join(f"{name}={str(value).replace(' ', '+')}" for name, value in asked.items())
+    return Bench(tabs.open(server, f"#/{student}/bench?{route}", expects=expects, inside=inside))
+
+
+@contextlib.contextmanager
+def slowed(server: Served, seconds: float = STEP_SECONDS) -> Iterator[list[float]]:
+    """Every pass of the host takes so long; when each began."""
+    begun: list[float] = []
+
+    def wait(*_: Any) -> None:
+        begun.append(time.monotonic())
+        time.sleep(seconds)
+
+    model = server.site.worker.model
+    assert model is not None
+    hook = model.host.model.register_forward_pre_hook(wait)
+    try:
+        yield begun
+    finally:
+        hook.remove()
+
+
+def idle(server: Served) -> bool:
+    status = server.site.worker.status()
+    return status["job"] is None and status["queue"] == 0
+
+
+def test_strength_0_is_the_student_as_it_is(server: Served, tabs: Tabs) -> None:
+    made = bench(tabs, server, e="3:add:0:all,5:scale:1:generated", temp=0.9, n=24)
+    made.run()
+    replaced, host = made.tokens("replaced"), made.tokens("host")
+    assert made.tokens("steered") == replaced and len(replaced) == 24
+    assert made.drawn("steered") == made.drawn("replaced") != made.drawn("host")
+    for lane in ("replaced", "steered"):
+        differs = [i for i, (a, b) in enumerate(zip(made.tokens(lane), host, strict=False)) if a["id"] != b["id"]]
+        marked = made.page.locator(f".lane[aria-label={lane}] .differs").evaluate_all("all => all.map(t => Number(t.dataset.i))")
+        assert marked == differs and f"splits from the host at token {differs[0]}" in made.foot(lane)
+    assert made.foot("steered") == made.foot("replaced")
+    made.page.get_by_label("value for 3").fill("8")
+    made.run()
+    assert made.tokens("replaced") == replaced != made.tokens("steered"), "a strength that is not 0 does something, and only there"
+
+
+def test_the_same_seed_gives_the_same_text(server: Served, tabs: Tabs) -> None:
+    made = bench(tabs, server, e="3:add:6:generated", control=1)
+    first = made.run()
+    lanes = [made.drawn(lane) for lane in ("host", "replaced", "steered", "control")]
+    second = made.run()
+    steps = [[[name, data] for name, data in events if name in ("token", "done")] for events in (first, second)]
+    assert steps[0] == steps[1] and [made.drawn(lane) for lane in ("host", "replaced", "steered", "control")] == lanes
+    answer(made.page, "/api/bench", made.page.get_by_role("button", name="Keep this run").click)
+    made.page.get_by_label("seed").fill("4")
+    made.run()
+    assert made.drawn("host") != lanes[0]
+    made.page.get_by_role("button", name="Rerun").first.click()
+    made.tab.says("The same text as the kept run, token by token, in all lanes.")
+    assert [made.drawn(lane) for lane in ("host", "replaced", "steered", "control")] == lanes
+    made.page.get_by_role("button", name="Show").first.click()
+    made.tab.says(f"a kept run: {PROMPT}")
+    assert [made.drawn(lane) for lane in ("host", "replaced", "steered", "control")] == lanes
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (0.8, 1.0), (1.2, 0.7)])
+def test_the_hosts_lane_is_plain_generate(temperature: float, top_p: float, lab: Lab, server: Served, tabs: Tabs) -> None:
+    made = bench(tabs, server, e="3:add:9:all", greedy=int(temperature == 0), temp=temperature or 1, topp=top_p, seed=11, n=20)
+    made.run()
+    how: dict[str, Any] = {"new_tokens": 20, "temperature": temperature, "seed": 11, "top_p": top_p}
+    own = lab.host.generate_batch([PROMPT], **how)[0]
+    assert [token["id"] for token in made.tokens("host")] == own.new_ids
+    plain = "".join(token["text"] for token in made.tokens("host"))
+    assert plain.rstrip("\ufffd") == own.text.rstrip("\ufffd")
+    assert "".join(made.drawn("host")) == "".join(token["text"] or token.get("special", "") for token in made.tokens("host"))
+    nats = lab.losses(torch.tensor([own.prompt_ids + own.new_ids]))[-len(own.new_ids) :]
+    assert numbers(made.foot("host"))[0] == pytest.approx(sum(nats) / len(nats), rel=0.006)
+    with lab.host.replace({HOOKPOINT: Edited(lab.layer(MXD), add={3: 9.0})}):
+        assert [token["id"] for token in made.tokens("steered")] == lab.host.generate_batch([PROMPT], **how)[0].new_ids
+
+
+def test_escape_stops_within_a_token_and_frees_the_queue(server: Served, tabs: Tabs) -> None:
+    made = bench(tabs, server, e="3:add:6:generated", n=256)
+    with slowed(server) as steps:
+        made.start()
+        made.page.wait_for_function("() => document.querySelectorAll('.lane[aria-label=steered] .t').length > 2")
+        before, pressed = len(steps), time.monotonic()
+        made.page.keyboard.press("Escape")
+        until(lambda: idle(server))
+        took = time.monotonic() - pressed
+        assert len(steps) <= before + 2 and took < 4 * STEP_SECONDS, "no more than the step that runs and one that just began"
+        made.ended()
+        assert made.page.evaluate("mxd.source.status().then(s => [s.job, s.queue])") == [None, 0]
+    (done,) = made.heard("done")
+    count = done["lanes"]["steered"]["tokens"]
+    assert 2 < count < 256 and len(made.drawn("steered")) == len(made.tokens("steered")) == count, "what there is stays, with its figures"
+    assert {lane["stopped"] for lane in done["lanes"].values()} == {"cancelled"} and "cancelled" in made.foot("steered")
+    assert made.page.locator("#main").get_by_text("stopped", exact=True).count() == 1
+    kept = made.drawn("steered")
+    made.page.get_by_label("tokens", exact=True).fill("12")
+    made.run()
+    (again,) = made.heard("done")
+    assert again["lanes"]["steered"]["stopped"] is None and again["lanes"]["steered"]["tokens"] == 12
+    assert made.drawn("steered")[: len(kept)] == kept[:12]
+
+
+@pytest.mark.parametrize("way", ["another view", "the tab is closed", "a new run"])
+def test_nobody_waits_for_a_run_that_was_left(way: str, server: Served, tabs: Tabs) -> None:
+    made = bench(tabs, server, n=256)
+    with slowed(server) as steps:
+        made.start()
+        made.page.wait_for_function("() => document.querySelectorAll('.lane .t').length > 2")
+        (job,) = [data["job"] for data in made.heard("start")]
+        if way == "another view":
+            made.page.get_by_role("link", name="Notes").click()
+        elif way == "the tab is closed":
+            made.page.close()
+        else:
+            made.page.locator("button[form=bench-form]").click()
+        before = len(steps)
+        until(lambda: server.site.worker.status()["job"] != job)
+        assert len(steps) <= before + 3
+        if way == "a new run":
+            made.page.wait_for_function("() => document.querySelectorAll('.lane .t').length > 2")
+            assert {len(made.drawn(lane)) for lane in ("host", "replaced")} <= set(range(12)), "the older run's tokens are gone"
+            made.page.keyboard.press("Escape")
+        until(lambda: idle(server))
+
+
+FORM = """() => [...document.querySelectorAll('#main .panel :is(input, select, textarea)')].filter(el => el.offsetParent)
+    .map(el => [el.getAttribute('aria-label') || el.closest('label').innerText, el.type === 'checkbox' ? el.checked : el.value])"""
+
+
+def fill_form(page: Page) -> None:
+    """Settings that are all other than the usual ones, by hand."""
+    page.get_by_label("prompt", exact=True).fill('trade war\n<bos> "100 %" & peace, 日🙂')
+    for unit, op, value in ((5, "set", "3.5"), (9, "scale", "-2"), (11, "remove", ""), (2, "add", "12")):
+        page.get_by_label("to edit").fill(str(unit))
+        page.get_by_role("button", name="+ expert").click()
+        group = page.get_by_role("group", name=f"edit of {unit}")
+        group.get_by_label("operation").select_option(op)
+        if value:
+            page.get_by_label(f"value for {unit}").fill(value)
+        page.get_by_role("group", name=f"edit of {unit}").get_by_label("at which tokens").select_option("all" if unit != 9 else "generated")
+    page.get_by_label("greedy").uncheck()
+    for name, value in (("temperature", "0.7"), ("top-p", "0.85"), ("seed", "12"), ("tokens", "9")):
+        page.get_by_label(name, exact=True).fill(value)
+    page.get_by_label("read special tokens").check()
+    page.get_by_label("control lane").check()
+
+
+def test_settings_survive_in_the_link(server: Served, tabs: Tabs) -> None:
+    made = Bench(tabs.open(server, f"#/{MXD}/bench"))
+    usual = made.page.evaluate(FORM)
+    fill_form(made.page)
+    made.page.wait_for_timeout(400)
+    shown = made.page.evaluate(FORM)
+    assert {name for name, _ in usual} < {name for name, _ in shown} and "value for 5" in {name for name, _ in shown}
+    other = Bench(tabs.open(server, "#" + made.page.url.partition("#")[2]))
+    assert other.page.evaluate(FORM) == shown
+    asked = [one.run()[0] for one in (made, other)]
+    assert asked[0] == asked[1] and asked[0][0] == "ask"
+    body = asked[0][1]
+    assert body["edits"] == [
+        {"unit": 5, "op": "set", "value": 3.5, "at": "all"},
+        {"unit": 9, "op": "scale", "value": -2, "at": "generated"},
+        {"unit": 11, "op": "remove", "value": 0, "at": "all"},
+        {"unit": 2, "op": "add", "value": 12, "at": "all"},
+    ]
+    assert [body[name] for name in ("student", "lanes", "greedy", "special")] == [MXD, ["host", "replaced", "steered", "control"], False, True]
+    assert [body[name] for name in ("temperature", "top_p", "seed", "tokens")] == [0.7, 0.85, 12, 9]
+    assert [made.tokens(lane) for lane in body["lanes"]] == [other.tokens(lane) for lane in body["lanes"]]
+    other.tab.go(f"#/{MXD}/overview")
+    other.page.go_back()
+    other.tab.settled()
+    assert other.page.evaluate(FORM) == shown, "and Back"
+
+
+def test_the_saved_edit_does_what_the_steered_lane_did(
+    lab: Lab, server: Served, tabs: Tabs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bench(tabs, server, e="5:set:3.5:all,9:scale:-2:all,11:remove::all,2:add:12:all", temp=0.7, seed=12, n=20)
+    made.run()
+    steered = [token["id"] for token in made.tokens("steered")]
+    assert steered != [token["id"] for token in made.tokens("replaced")]
+    with made.page.expect_download() as waiting:
+        made.page.get_by_role("button", name="Save as edit file").click()
+    path = tmp_path / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    edit = edits.read(path)
+    assert edits.check(edit, lab.run).name == MXD and edit.hookpoint == HOOKPOINT
+    assert (edit.scale, edit.add) == ({5: 0.0, 9: -2.0, 11: 0.0}, {5: 3.5, 2: 12.0})
+    shown = made.page.locator(".command code").inner_text()
+    assert shown == f"mxd generate runs/{lab.run.path.name} --edit {path.name}"
+    lanes: dict[str, list[int]] = {}
+
+    def compare(name: str, _host: Sequence[int], ids: Sequence[int], _decode: Any) -> SimpleNamespace:
+        lanes[name] = list(ids)
+        return SimpleNamespace()
+
+    monkeypatch.setattr("mxd.lanes.compare", compare)
+    monkeypatch.setattr("mxd.tables.lanes_table", lambda *_, **__: "")
+    options = ["--prompt", PROMPT, "--new-tokens", "20", "--temperature", "0.7", "--seed", "12", "--students", MXD, "--device", "cpu"]
+    assert cli.main(["generate", str(lab.run.path), "--edit", str(path), *options]) == 0
+    assert lanes[f"{MXD}, {path.stem}"] == steered
+    assert lanes[MXD] == [token["id"] for token in made.tokens("replaced")]
+    with lab.host.replace({HOOKPOINT: mxd.load_edit(path, lab.run)}):
+        assert lab.host.generate(PROMPT, new_tokens=20, temperature=0.7, seed=12).new_ids == steered
+
+
+# ---- 11: several tabs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fifth_piece_of_work_is_refused_in_words(server: Served, tabs: Tabs) -> None:
+    together = tabs.context()
+    first = bench(tabs, server, e="3:add:6:generated", n=64, inside=together)
+    second = bench(tabs, server, e="3:add:6:generated", n=4, inside=together)
+    third = bench(tabs, server, e="3:add:6:generated", n=4, inside=together, expects=("status of 429",))
+    with slowed(server, 0.1):
+        first.start()
+        first.page.wait_for_function("() => document.querySelector('.lane .t')")
+        second.start()
+        for one in (first, second):
+            with one.page.expect_request("**/api/dose"):
+                one.page.get_by_role("button", name="Dose sweep").click()
+        until(lambda: server.site.worker.status()["queue"] == MOST_WAITING - 1)
+        assert second.page.locator("#main").get_by_text("waiting for the host…").count() == 1
+        third.start()
+        alert = third.page.get_by_role("alert").filter(has_text="too much")
+        assert " ".join(alert.inner_text().split()) == (
+            f"too much is waiting for the host expected at most {MOST_WAITING} at once next wait, or stop one Try again"
+        )
+        assert server.site.worker.status()["queue"] == MOST_WAITING - 1 and third.page.locator("button:has(kbd)").is_disabled()
+        first.page.keyboard.press("Escape")
+        second.page.wait_for_function("() => document.querySelectorAll('.lane .t').length > 2")
+        assert "cancelled" in first.foot("host")
+    for one in (first, second):
+        one.tab.says("The five tokens that move most")
+    alert.get_by_role("button", name="Try again").click()
+    third.ended()
+    assert len(third.drawn("steered")) == 4 and alert.count() == 0
+    assert third.tokens("steered") == second.tokens("steered")
+    until(lambda: idle(server))
+
+
+def test_who_waits_can_give_up(server: Served, tabs: Tabs) -> None:
+    together = tabs.context()
+    first, second = (bench(tabs, server, n=64, inside=together) for _ in range(2))
+    with slowed(server, 0.1):
+        first.start()
+        first.page.wait_for_function("() => document.querySelector('.lane .t')")
+        second.start()
+        until(lambda: server.site.worker.status()["queue"] == 1)
+        second.page.keyboard.press("Escape")
+        until(lambda: server.site.worker.status()["queue"] == 0)
+        second.tab.says("stopped")
+        assert server.site.worker.status()["job"] is not None, "the other goes on"
+        first.page.keyboard.press("Escape")
+        until(lambda: idle(server))
+
+
+def note_of(server: Served, page: Page, unit: int) -> dict[str, Any]:
+    """The note as the server has it."""
+    return page.evaluate("([s, u]) => mxd.source.note(s, u)", [MXD, unit])
+
+
+def write_note(tab: Tab, text: str, *, saved: bool = True) -> None:
+    area = tab.page.get_by_label("note", exact=True)
+    area.fill(text)
+    area.press("Tab")
+    if saved:
+        tab.page.wait_for_selector("[aria-label='your note'] small:has-text('saved')")
+
+
+def test_two_notes_on_one_unit_are_both_kept(server: Served, tabs: Tabs) -> None:
+    together, unit = tabs.context(), 20
+    first, second = (tabs.open(server, f"#/{MXD}/unit/{unit}", inside=together, expects=("status of 409",)) for _ in range(2))
+    write_note(first, "what the first saw")
+    write_note(second, "what the second saw", saved=False)
+    dialog = second.page.get_by_role("dialog")
+    for text in ("changed elsewhere", "what the first saw", "what the second saw"):
+        assert text in dialog.inner_text()
+    assert note_of(server, first.page, unit)["text"] == "what the first saw", "nothing is written before it is asked"
+    second.page.keyboard.press("Escape")
+    second.page.wait_for_selector("text=not saved: it was changed elsewhere")
+    assert second.page.get_by_label("note", exact=True).input_value() == "what the second saw", "not lost either"
+    write_note(second, "what the second saw now", saved=False)
+    dialog.get_by_role("button", name="Join both").click()
+    second.page.wait_for_selector("[aria-label='your note'] small:has-text('saved')")
+    joined = "what the first saw\nwhat the second saw now"
+    assert note_of(server, first.page, unit)["text"] == joined == second.page.get_by_label("note", exact=True).input_value()
+    first.page.get_by_role("button", name="star").first.click()
+    dialog = first.page.get_by_role("dialog")
+    assert joined.split("\n")[1] in dialog.inner_text()
+    dialog.get_by_role("button", name="Keep the other").click()
+    first.page.wait_for_selector("dialog", state="detached")
+    until(lambda: first.page.get_by_label("note", exact=True).input_value() == joined)
+    assert note_of(server, first.page, unit)["text"] == joined
+    write_note(first, joined + "\nand more")
+    assert note_of(server, second.page, unit)["text"].endswith("and more"), "after that it is saved without asking"
+
+
+class Program:
+    """``mxd explore`` as a process of its own."""
+
+    def __init__(self, run: Run) -> None:
+        command = [sys.executable, "-m", "mxd", "explore", str(run.path), "--port", "0", "--no-browser", "--device", "cpu"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.process.stdout
+        self.link = re.findall(r"http://\S+", self.process.stdout.readline())[0]
+
+    def kill(self) -> None:
+        """As the kernel does when memory runs out."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(20)
+        assert self.process.stdout
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[[Run], Program]]:
+    made: list[Program] = []
+
+    def start(run: Run) -> Program:
+        made.append(Program(run))
+        return made[-1]
+
+    yield start
+    for program in made:
+        program.kill()
+
+
+def test_notes_survive_a_killed_server_and_a_collection_from_the_start(
+    lab: Lab, tabs: Tabs, tmp_path: Path, started: Callable[[Run], Program]
+) -> None:
+    run = Run.open(shutil.copytree(lab.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("notes.sqlite*")))
+    program = started(run)
+    tab = tabs.open(program.link, expects=("ERR_CONNECTION_REFUSED",))
+    tab.go(f"#/{MXD}/unit/31")
+    write_note(tab, "kept through everything\n日🙂 <b>")
+    tab.page.get_by_label("tags").fill("law; peace")
+    tab.page.get_by_label("tags").press("Tab")
+    tab.page.get_by_role("button", name="star").first.click()
+    until(lambda: (note := tab.page.evaluate("u => mxd.source.note('mxd-k4', u)", 31))["star"] and note["tags"] == ["law", "peace"])
+    tab.page.wait_for_selector("[aria-label='your note'] small:has-text('saved')")
+    program.kill()
+    write_note(tab, "typed when nobody answered", saved=False)
+    tab.page.wait_for_selector("[aria-label='your note'] small:has-text('not saved')")
+    assert tab.page.get_by_label("note", exact=True).input_value() == "typed when nobody answered"
+    assert "The server does not answer." in tab.text()
+    tab.page.wait_for_selector("#gone:not([hidden])")
+    before = units_path(run, MXD).stat().st_mtime_ns
+    collect.collect(run, CollectConfig(tokens=2048, effect_tokens=512, overwrite=True), lambda: reopen(run))
+    assert units_path(run, MXD).stat().st_mtime_ns > before
+    again = tabs.open(started(run).link)
+    again.go(f"#/{MXD}/unit/31")
+    assert again.page.get_by_label("note", exact=True).input_value() == "kept through everything\n日🙂 <b>"
+    assert again.page.get_by_label("tags").input_value() == "law; peace"
+    assert again.page.get_by_role("button", name="star").first.get_attribute("aria-pressed") == "true"
+    again.go(f"#/{MXD}/notes")
+    (row,) = again.page.locator("tbody tr").all_inner_texts()
+    assert "kept through everything" in row and MXD in row and "31" in row
+    again.go(f"#/{MXD}/units?star=1")
+    assert "1 of 91" in again.text()
+
+
+# ---- 12: keys alone, and axe --------------------------------------------------------------------------------------------------------
+
+FOCUS = """() => {
+    const el = document.activeElement;
+    if (!el || el === document.body || el === document.documentElement) return null;
+    const shown = el.getAttribute('role') === 'grid' ? el.querySelector('.at') || el : el;
+    const style = getComputedStyle(shown), box = shown.getBoundingClientRect();
+    const inside = [.5, .1, .9].flatMap(x => [.5, .1, .9].map(y => [box.left + x * box.width, box.top + y * box.height]));
+    const hit = ([x, y]) => { const there = document.elementFromPoint(x, y); return there && (shown.contains(there) || there.contains(shown)); };
+    return {
+        name: `${el.tagName.toLowerCase()} ${el.getAttribute('aria-label') || el.innerText || el.id || el.className}`.slice(0, 60),
+        place: [...document.querySelectorAll('*')].indexOf(el),
+        outline: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2 ? style.outlineColor : null,
+        shadow: el.id === 'main' && style.boxShadow !== 'none',
+        small: box.width < 4 || box.height < 4,
+        uncovered: inside.some(hit),
+    };
+}"""
+
+
+class Keys:
+    """A page used without a pointer: after every key, what has the focus shows it and can be seen."""
+
+    def __init__(self, tab: Tab) -> None:
+        self.tab, self.page = tab, tab.page
+
+    def focus(self) -> dict[str, Any] | None:
+        found = self.page.evaluate(FOCUS)
+        if found:
+            assert found["shadow"] or (found["outline"] and found["outline"] != "rgba(0, 0, 0, 0)"), f"no ring: {found}"
+            assert not found["small"] and found["uncovered"], f"out of sight: {found}"
+        return found
+
+    def press(self, *keys: str) -> dict[str, Any] | None:
+        for key in keys:
+            self.page.keyboard.press(key)
+        self.tab.frame()
+        return self.focus()
+
+    def until(self, selector: str, key: str = "Tab", most: int = 60) -> None:
+        """Press a key until what matches has the focus."""
+        for _ in range(most):
+            if self.page.evaluate("css => document.activeElement.matches(css)", selector):
+                return
+            self.press(key)
+        raise AssertionError(f"{key} never came to {selector}")
+
+    def walk(self, most: int = 150) -> list[dict[str, Any]]:
+        """Every stop of Tab, from the top of the page until it leaves it: in the order in which the page is written, each once."""
+        self.page.evaluate("() => { document.activeElement.blur(); window.scrollTo(0, 0); }")
+        stops: list[dict[str, Any]] = []
+        for _ in range(most):
+            stop = self.press("Tab")
+            if stop is None or (stops and stop["place"] == stops[0]["place"]):
+                return stops
+            stops.append(stop)
+            assert len(stops) < 2 or stop["place"] > stops[-2]["place"], f"after {stops[-2]} came {stop}"
+        raise AssertionError(f"Tab does not leave the page: {[stop['name'] for stop in stops]}")
+
+
+def test_from_search_to_stop_by_keys_alone(server: Served, tabs: Tabs) -> None:
+    keys = Keys(tabs.open(server, f"#/{MXD}/overview"))
+    page, tab = keys.page, keys.tab
+    keys.press("/")
+    assert page.evaluate("document.activeElement.id") == "find-text"
+    page.keyboard.type("treaties", delay=5)
+    keys.press("Enter")
+    tab.says("1 of 91")
+    keys.until("[role=grid]")
+    keys.press("ArrowDown")
+    keys.press("Enter")
+    tab.says(f"expert {LETTER}")
+    tab.settled()
+    star = page.get_by_role("button", name="star").first
+    assert star.get_attribute("aria-pressed") == "false"
+    keys.press("f")
+    until(lambda: note_of(server, page, LETTER)["star"])
+    assert star.get_attribute("aria-pressed") == "true"
+    keys.press("n")
+    page.keyboard.type("fires on treaties: f, x and [ are letters here", delay=2)
+    keys.press("Tab")
+    until(lambda: note_of(server, page, LETTER)["text"].startswith("fires on treaties: f, x and ["))
+    assert note_of(server, page, LETTER)["star"] is True
+    keys.until("a, button")
+    keys.press("x")
+    tab.settled()
+    assert f"/bench?e={LETTER}" in page.url
+    with slowed(server, 0.1):
+        keys.until("button.primary")
+        keys.press("Enter")
+        page.wait_for_function("() => document.querySelectorAll('.lane[aria-label=steered] .t').length > 2")
+        keys.press("Escape")
+        until(lambda: idle(server))
+        tab.says("stopped")
+        keys.press("Enter")
+        page.wait_for_function("() => !document.querySelector('button:has(kbd)').disabled && document.querySelector('.lane .t')")
+        keys.until("button:has(kbd)")
+        keys.press("Enter")
+        until(lambda: idle(server))
+        tab.says("stopped")
+        tab.frame()
+        assert page.evaluate("document.activeElement.closest('#main') !== null"), "the focus is not lost with the button that it was on"
+    keys.press("g", "n")
+    tab.says("fires on treaties")
+    assert "/notes" in page.url
+
+
+def views(lab: Lab) -> dict[str, str]:
+    """Routes of the seven views, with something in each."""
+    text = TEXT.replace(" ", "+")
+    return {
+        "overview": f"#/{MXD}/overview",
+        "units": f"#/{MXD}/units",
+        "unit": f"#/{MXD}/unit/{LETTER}",
+        "sentence": f"#/{MXD}/sentence?text={text}&at=5",
+        "bench": f"#/{MXD}/bench?e=3:add:6:generated,5:scale:2:all&greedy=0&n=12&control=1",
+        "compare": f"#/{MXD}/compare?with={TRANSCODER},{PERFECT}&text={text}&unit={LETTER}",
+        "notes": f"#/{MXD}/notes",
+    }
+
+
+def fill_view(tab: Tab, view: str) -> None:
+    """What needs a hand to be there."""
+    page = tab.page
+    if view == "bench":
+        page.locator("button[form=bench-form]").click()
+        page.get_by_role("button", name="Keep this run").click()
+        page.get_by_role("button", name="Dose sweep").click()
+        tab.says("The five tokens that move most")
+    elif view == "compare":
+        page.get_by_role("button", name="contexts side by side").click()
+        tab.settled()
+    elif view == "unit":
+        page.get_by_label("your own sentence").fill(TEXT)
+        page.get_by_label("your own sentence").press("Enter")
+        page.wait_for_selector(".sent")
+    elif view == "units":
+        for name in ("Filters", "Columns"):
+            page.locator("summary", has_text=name).click()
+    elif view == "notes":
+        page.evaluate("s => mxd.source.saveNote(s, 40, {star: true, text: 'a note', tags: ['law'], updated: null}).catch(() => null)", MXD)
+        tab.says("a note")
+
+
+@pytest.mark.parametrize("view", ["overview", "units", "unit", "sentence", "bench", "compare", "notes"])
+def test_tab_goes_through_a_view_in_order_and_can_be_followed(view: str, lab: Lab, server: Served, tabs: Tabs) -> None:
+    keys = Keys(tabs.open(server, views(lab)[view], expects=("status of 409",)))
+    fill_view(keys.tab, view)
+    stops = keys.walk()
+    assert len(stops) > 14 and "Skip to content" in stops[0]["name"]
+
+
+AXE = """async tags => (await axe.run(document, {runOnly: {type: "tag", values: tags}})).violations
+    .map(found => `${found.id}: ${found.help}: ${found.nodes.slice(0, 4).map(n => n.target.join(" ") + " " + n.any.concat(n.all, n.none)
+        .map(check => check.message).join("; ").slice(0, 200)).join(" | ")}`)"""
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+
+
+@pytest.fixture(scope="module")
+def axe_source() -> str:
+    """axe-core, as the extra for development brings it along."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
+        (pytest.fail if os.environ.get("MXD_REQUIRE_BROWSER") == "1" else pytest.skip)("no axe here (pip install axe-playwright-python)")
+    return (Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+def violations(page: Page, source: str) -> list[str]:
+    """What axe objects to."""
+    if not page.evaluate("() => 'axe' in window"):
+        page.evaluate(source)
+    return page.evaluate(AXE, RULES)
+
+
+def test_axe_is_let_in_by_the_browser_only(server: Served, tabs: Tabs, axe_source: str) -> None:
+    tab = tabs.open(server, f"#/{MXD}/overview", expects=("Content Security Policy",))
+    with pytest.raises(Exception, match=r"(?i)script"):
+        tab.page.add_script_tag(content=axe_source)
+    assert not tab.page.evaluate("() => 'axe' in window"), "no page may add a script, not for tests either"
+    tab.page.evaluate("() => { const img = document.createElement('img'); img.src = 'data:,'; document.getElementById('main').append(img); }")
+    assert any("image-alt" in found for found in violations(tab.page, axe_source)), "axe sees what is wrong"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("view", ["overview", "units", "unit", "sentence", "bench", "compare", "notes"])
+def test_axe_has_nothing_against_a_view(view: str, theme: Theme, lab: Lab, server: Served, tabs: Tabs, axe_source: str) -> None:
+    tab = tabs.open(server, views(lab)[view], theme=theme)
+    fill_view(tab, view)
+    assert violations(tab.page, axe_source) == []
+
+
+def open_dialog(tab: Tab, name: str, together: BrowserContext, tabs: Tabs, server: Served) -> None:
+    page = tab.page
+    if name == "keys":
+        page.keyboard.press("?")
+    elif name == "host":
+        page.get_by_role("button", name="host:").click()
+    elif name == "export":
+        tab.go(f"#/{MXD}/units")
+        page.get_by_role("button", name="Export").click()
+    elif name == "edit a note":
+        fill_view(tab, "notes")
+        page.get_by_role("button", name=f"Edit: {MXD} 40").click()
+    elif name == "conflict":
+        page.evaluate("() => void mxd.conflict({star: true, text: 'mine', tags: ['a']}, {star: false, text: 'theirs', tags: ['b']})")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_has_nothing_against_dialogs(theme: Theme, server: Served, tabs: Tabs, axe_source: str) -> None:
+    together = tabs.context(theme=theme)
+    for name in ("keys", "host", "export", "edit a note", "conflict"):
+        tab = tabs.open(server, f"#/{MXD}/notes", inside=together)
+        open_dialog(tab, name, together, tabs, server)
+        tab.page.wait_for_selector("dialog[open]")
+        tab.page.wait_for_load_state("networkidle")
+        assert violations(tab.page, axe_source) == [], name
+        assert tab.page.evaluate("() => document.querySelector('dialog').contains(document.activeElement)"), name
+        tab.page.keyboard.press("Escape")
+        tab.page.wait_for_selector("dialog", state="detached")
+        tab.page.close()

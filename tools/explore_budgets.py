@@ -1,0 +1,156 @@
+"""Measure the page of a collected run in a real browser, and write benchmarks/results/explore-cpu.json.
+
+    python tools/explore_budgets.py runs/demo
+
+Start-up is from the command to the first complete view, in a new process each time; the rest is medians over many. The export holds 500
+units of one student. What collecting took is read from the databases, which keep it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from playwright.sync_api import Page, sync_playwright
+
+from mxd.bench.machine import machine, versions
+from mxd.checkpoint import Run
+from mxd.explore.store import UnitStore
+from mxd.sealed import write_json
+
+OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "explore-cpu.json"
+VISITS = 40
+
+
+@contextmanager
+def serving(run: str) -> Iterator[str]:
+    """The link of a server on `run`."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mxd", "explore", run, "--no-browser", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if found := re.search(r"http://\S+", line):
+                yield found.group(0)
+                break
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def start_up(page: Page, run: str) -> tuple[float, float]:
+    """Seconds from the command to the overview, and of the overview again."""
+    begun = time.perf_counter()
+    with serving(run) as link:
+        page.goto(link)
+        page.locator("main svg").first.wait_for()
+        first = time.perf_counter() - begun
+        again = timed(lambda: (page.reload(), page.locator("main svg").first.wait_for()))
+    return first, again
+
+
+def unit_pages(page: Page, base: str, student: str, units: list[int]) -> list[float]:
+    """Milliseconds from following a link to a unit to its contexts being drawn."""
+    found: list[float] = []
+    for unit in units:
+        script = """async ([hash, unit]) => {
+            const begun = performance.now();
+            location.hash = hash;
+            for (;;) {
+              await new Promise((done) => requestAnimationFrame(done));
+              const head = document.querySelector("main h1");
+              if (head && head.textContent.includes(unit) && document.querySelector("main .ctx")) return performance.now() - begun;
+              if (performance.now() - begun > 20000) return NaN;
+            }
+        }"""
+        found.append(page.evaluate(script, [f"#/{student}/unit/{unit}", str(unit)]))
+    return found
+
+
+def first_token(page: Page, student: str, unit: int) -> dict[str, float]:
+    """Seconds to the first token of the host's lane alone, and of host, replaced and steered together."""
+    script = """async ([student, lanes, unit]) => {
+        const edits = lanes.includes("steered") ? [{ unit, op: "add", value: 5, at: "generated" }] : [];
+        const how = { greedy: true, temperature: 1, top_p: 1, seed: 0, tokens: 4, special: false };
+        const body = { student, prompt: "Let's talk about", edits, lanes, ...how };
+        const begun = performance.now();
+        let at = null;
+        await mxd.source.stream(body, (name) => { if (name === "token" && at === null) at = performance.now() - begun; });
+        return at / 1000;
+    }"""
+    times = {
+        name: statistics.median(page.evaluate(script, [student, lanes, unit]) for _ in range(7))
+        for name, lanes in (("host", ["host"]), ("steered", ["host", "replaced", "steered"]))
+    }
+    return {**times, "ratio": times["steered"] / times["host"]}
+
+
+def main(run: str) -> None:
+    opened = Run.open(run)
+    stores = {record.name: UnitStore(opened, record.name) for record in opened.students if record.n_units}
+    student = next(iter(stores))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        starts = [start_up(page, run) for _ in range(5)]
+        with serving(run) as link:
+            base = link.split("/?")[0]
+            page.goto(link)
+            page.locator("main svg").first.wait_for()
+            live = [int(unit) for unit in stores[student].columns(("fires",))["fires"].argsort()[::-1][: 50 * VISITS : 50]]
+            visits = unit_pages(page, base, student, live)
+            for _ in range(240):
+                if page.evaluate("mxd.state.status && mxd.state.status.host.state") == "ready":
+                    break
+                page.wait_for_timeout(500)
+            tokens = first_token(page, student, live[0])
+        browser.close()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "page.html"
+        command = [sys.executable, "-m", "mxd", "export", run, "--students", student, "--top", "500", "--out", str(out)]
+        seconds = timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+        export = {"units": 500, "bytes": out.stat().st_size, "seconds": round(seconds, 2)}
+    collected = {name: json.loads(store.meta["log"]) for name, store in stores.items()}
+    rows = {
+        "machine": {**machine(torch.device("cpu")), **versions()},
+        "run": {"name": opened.path.name, "units": {n: s.n_units for n, s in stores.items()}, "tokens": stores[student].tokens},
+        "first_page_seconds": {
+            "cold": round(statistics.median(a for a, _ in starts), 3),
+            "again": round(statistics.median(b for _, b in starts), 3),
+        },
+        "unit_page_ms": {
+            "median": round(statistics.median(visits), 1),
+            "p95": round(sorted(visits)[int(0.95 * len(visits))], 1),
+            "visits": len(visits),
+        },
+        "first_token_seconds": {key: round(value, 3) for key, value in tokens.items()},
+        "export": export,
+        "collect_seconds": collected,
+    }
+    write_json(OUT, rows)
+    print(json.dumps({key: value for key, value in rows.items() if key != "machine"}, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
