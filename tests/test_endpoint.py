@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -105,3 +106,38 @@ def test_the_key_is_in_the_header_only(fake: FakeModel) -> None:
 def test_objects_in_a_text() -> None:
     text = 'first {"a": 1} then {"b": {"a": 2}} and {"a": 3, "c": 4} {'
     assert [one["a"] for one in objects(text, {"a"})] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_the_key_follows_no_redirect(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append(f"POST {self.path}")
+            self.send_response(code)
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            seen.append(f"GET {self.path} {self.headers.get('Authorization')}")
+            self.send_error(404)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        with pytest.raises(Refused, match=rf"got HTTP {code} .* give --endpoint the address that it redirects to"):
+            Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1", "m", "secret").ask("q", text_of)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert seen == ["POST /v1/chat/completions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 from contextlib import closing
@@ -25,8 +26,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def copy(run: Run, tmp_path: Path) -> Run:
-    import shutil
-
     return Run.open(shutil.copytree(run.path, tmp_path / "run"))
 
 
@@ -105,6 +104,23 @@ def test_text_and_garbage(copy: Run) -> None:
     units_path(copy, "mxd-k2").unlink()
     with pytest.raises(RunError, match="next: mxd collect"):
         UnitStore(copy, "mxd-k2")
+
+
+def test_a_writer_killed_in_the_middle_leaves_nothing_damaged(copy: Run, tmp_path: Path) -> None:
+    path = units_path(copy, "mxd-k2")
+    before = UnitStore(copy, "mxd-k2").columns()["fires"]
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("PRAGMA cache_size = 1")
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE unit SET fires = 7")
+        writer.execute("UPDATE unit_blob SET hist = zeroblob(100000)")  # more than the cache holds: it goes to the file
+        killed = tmp_path / "killed"
+        shutil.copytree(copy.path, killed)
+        writer.execute("ROLLBACK")
+    run = Run.open(killed)
+    assert units_path(run, "mxd-k2").with_name("mxd-k2.sqlite-journal").is_file()
+    store = UnitStore(run, "mxd-k2")
+    assert (store.columns()["fires"] == before).all() and store.hists([2])[2].sum() > 0
 
 
 def test_a_query_that_never_ends_is_ended(run: Run) -> None:

@@ -92,6 +92,7 @@ class Database:
         if not path.is_file():
             raise RunError(f"there is no {path.name} in this run", expected=str(path), next=next)
         try:
+            _undo_half_a_write(path)
             self._connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
             self._connection.execute("PRAGMA query_only = 1")
             self._connection.execute("PRAGMA trusted_schema = 0")
@@ -153,6 +154,13 @@ class Database:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+def _undo_half_a_write(path: Path) -> None:
+    """What a writer of labels left half done when it was killed is taken back: SQLite can't do that for a connection that only reads."""
+    if path.with_name(f"{path.name}-journal").is_file() and os.access(path, os.W_OK):
+        with contextlib.closing(sqlite3.connect(path, timeout=5)) as writer:
+            writer.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 class Sequence_(NamedTuple):
