@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 import mxd
 from mxd.checkpoint import Run
@@ -42,6 +43,7 @@ def make_store(
     seed: int = 0,
     kinds: tuple[str, ...] = ("mxd", "transcoder"),
     documents: Callable[[int], str] | None = None,
+    contexts: int = 10,
     **options: Any,
 ) -> Run:
     """A run in ``path/run`` with about `n_units` units a student, and its databases.
@@ -53,6 +55,7 @@ def make_store(
         seed: of the random firings.
         kinds: of the students.
         documents: the text of a document by its number; else there are plain words in them.
+        contexts: of each band, at most.
         options: of the training run.
     """
     small = {"tokens": 512, "tokens_per_step": 256, "buffer_tokens": 512, "number": 220}
@@ -63,7 +66,7 @@ def make_store(
         lines = (json.dumps({"text": documents(number)}) for number in range(220))
         (path / "texts/texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     run = mxd.train(config, quiet=True)
-    return fill(run, CollectConfig(tokens=tokens, effect_tokens=256), seed)
+    return fill(run, CollectConfig(tokens=tokens, effect_tokens=256, contexts=contexts), seed)
 
 
 def fill(run: Run, config: CollectConfig, seed: int = 0) -> Run:
@@ -113,7 +116,7 @@ def grow(run: Run, student: str, n_units: int, seed: int = 0) -> Run:
     """Change `run`: `student` gets a database of `n_units` units, each a copy of one that it had, with seeded numbers in its columns.
 
     A tenth of them is dead, a third of the scores and effects is unknown, and every 7th of the others is labelled "label NUMBER"; whole
-    columns have ties. Contexts are kept of the strongest firings only.
+    columns have ties. Contexts are kept of the strongest firings only. The host cannot be run with the student any more.
     """
     path, rng, old = units_path(run, student), np.random.default_rng(seed), run.student(student).n_units
     with contextlib.closing(sqlite3.connect(path)) as database:
@@ -129,6 +132,9 @@ def grow(run: Run, student: str, n_units: int, seed: int = 0) -> Run:
         database.executemany("INSERT INTO example VALUES (?, ?, ?, ?, ?)", ((unit, *best[of][1:]) for unit, of in live if of in best))
         named = ((unit, "auto", f"label {unit}", "statistical", "", None, None, None, None, "2026-01-01") for unit, _ in live[::7])
         database.executemany(f"INSERT INTO label VALUES ({', '.join('?' * 10)})", named)
+    for file in (run.path / student).rglob("*.safetensors"):
+        wider = {name: np.resize(t, (n_units, *t.shape[1:])) if t.shape[:1] == (old,) else t for name, t in load_file(file).items()}
+        save_file(wider, file)
     info = read_json(run.path / "run.json")
     next(about for about in info["students"] if about["name"] == student)["n_units"] = n_units
     write_sealed(run.path / "run.json", {name: value for name, value in info.items() if name != "sha256"})

@@ -1,27 +1,23 @@
 """The page beside a live host, in Chromium: sentences, the bench, several tabs, keys alone, and what axe finds.
 
-The host is random and tiny, with weights large enough for its MLPs to matter. Four students stand in for its second MLP: a random mixture
-of decoders and a random transcoder, a copy of the MLP itself (`PERFECT`), and one that has units but returns 0 (`ZERO`).
+What is shown is compared with what host and layers say by themselves: see `tests.explore.lab` for the students.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
-import math
 import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -29,103 +25,48 @@ from torch import Tensor, nn
 
 import mxd
 from mxd import cli, edits
-from mxd.checkpoint import Run, save_layer
+from mxd.checkpoint import Run
 from mxd.explore import collect
 from mxd.explore.live import MOST_WAITING
 from mxd.explore.store import TextStore, UnitStore, units_path
-from mxd.host import Host
 from mxd.layers import Edited, SparseLayer
 from mxd.pipeline import reopen
-from mxd.unit_config import CollectConfig
-from tests.conftest import BOS, EOS, VOCAB, build_tokenizer
 from tests.explore.browser import Served, Tab, Tabs, Theme, chromium, live, until
-from tests.small import save_texts, small_run
+from tests.explore.lab import (
+    COLLECTED,
+    HOOKPOINT,
+    LETTER,
+    MXD,
+    PERFECT,
+    PROMPT,
+    STEP_SECONDS,
+    TEXT,
+    TIPS,
+    TOKENS,
+    TRANSCODER,
+    ZERO,
+    Bench,
+    Keys,
+    Lab,
+    Nothing,
+    answer,
+    bench,
+    colour,
+    colours,
+    idle,
+    make_lab,
+    mean_and_half,
+    number,
+    numbers,
+    read_sentence,
+    sent,
+    slowed,
+)
 
 if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext, Page, Response
+    from playwright.sync_api import Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("one_thread")]
-
-MXD, TRANSCODER, ZERO, PERFECT = "mxd-k4", "transcoder-k4", "skip-transcoder-k4", "dense"
-HOOKPOINT = "layers.1.mlp"
-TEXT = "the treaty of peace was signed by the nation"
-PROMPT = "law people congress house"
-LETTER = 7
-"""The unit of MXD that has a label."""
-STEP_SECONDS = 0.15
-"""What a step takes where tests must come between two of them."""
-
-
-# ---- a run with hand-made students ----------------------------------------------------------------------------------------------
-
-
-class Lab(NamedTuple):
-    """A run and its host."""
-
-    run: Run
-    host: Host
-
-    def layer(self, name: str) -> SparseLayer:
-        return self.run.load(name, "cpu")
-
-    def ids(self, text: str) -> Tensor:
-        """Tokens [1, token] with BOS."""
-        return torch.tensor([[BOS, *self.host.encode(text)]])
-
-    def losses(self, ids: Tensor, stand_in: nn.Module | None = None) -> list[float]:
-        """−log p of every token but the first, nats, with `stand_in` in the MLP's place."""
-        with self.host.replace({HOOKPOINT: stand_in} if stand_in is not None else {}):
-            scores = self.host.logits(ids)[0].double().log_softmax(-1)
-        return (-scores[:-1].gather(1, ids[0, 1:, None])[:, 0]).tolist()
-
-    def activations(self, name: str, ids: Tensor) -> Tensor:
-        """Activation of every unit at every token [token, unit]."""
-        layer = self.layer(name)
-        code = layer.encode(self.host.read(ids, [HOOKPOINT])[HOOKPOINT].x[0])
-        return torch.zeros(ids.shape[1], layer.n_units).scatter_add(1, code.indices, code.values)
-
-
-class Nothing(nn.Module):
-    """0 in the place of an MLP: zero ablation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.like = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-
-def save_host(folder: Path) -> Path:
-    """As that of `tests.small`, with weights 25 times as large."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    more: dict[str, Any] = {"num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.5}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, bos_token_id=BOS, eos_token_id=EOS, **sizes, **more)).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def hand_made(run: Run, host: Host) -> None:
-    """Give the students of a run other weights."""
-    mlp, dice = host.weights(HOOKPOINT), torch.Generator().manual_seed(1)
-    for record in run.students:
-        layer: Any = run.load(record.name, "cpu").requires_grad_(False)
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=dice) * 0.5)
-        if record.name == ZERO:
-            for parameter in (layer.W_dec, layer.W_skip, layer.b_dec):
-                parameter.zero_()
-        if record.name == PERFECT:
-            layer.encoder.E.copy_(mlp.E)
-            layer.encoder.E_gate.copy_(mlp.E_gate)
-            layer.D.copy_(mlp.D)
-            for parameter in (layer.encoder.b_E, layer.encoder.b_gate, layer.b):
-                parameter.zero_()
-        save_layer(run.path / record.folder, layer, record)
 
 
 @pytest.fixture(scope="module")
@@ -134,21 +75,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     chromium()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("lab")
-    kinds = ("mxd", "transcoder", "skip-transcoder", "dense")
-    config = small_run(folder, kinds=kinds, number=60, tokens=1024, budget="8x", k=(4,))
-    save_host(folder / "host")
-    run = mxd.train(config, quiet=True)
-    host = Host.load(str(folder / "host"), device="cpu")
-    hand_made(run, host)
-    run = Run.open(run.path)
-    collect.collect(run, CollectConfig(tokens=2048, effect_tokens=512), lambda: reopen(run))
-    with sqlite3.connect(units_path(run, MXD)) as database:
-        row = (LETTER, "me", "treaties of the nation", "manual", "", None, None, None, None, "2026-01-01")
-        database.execute(f"INSERT INTO label VALUES ({', '.join('?' * 10)})", row)
-    database.close()
+    made = make_lab(tmp_path_factory.mktemp("lab"))
     torch.set_num_threads(threads)
-    return Lab(run, host)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -157,79 +86,6 @@ def server(lab: Lab) -> Iterator[Served]:
     made = Served(lab.run, load=live(lab.run)).ready()
     yield made
     made.stop()
-
-
-# ---- looking at the page --------------------------------------------------------------------------------------------------------
-
-TOKENS = "el => [...el.querySelectorAll('.t')].map(t => ({i: Number(t.dataset.i), text: t.textContent, css: t.className}))"
-TIPS = """el => [...el.querySelectorAll('.t')].map(t => {
-    mxd.ui.showTip(t);
-    return document.getElementById('tip').innerText;
-})"""
-HEAR = """() => {
-    if (window.heard) return;
-    window.heard = [];
-    const plain = mxd.source.stream;
-    mxd.source.stream = (body, on, signal) => {
-        window.heard.push(["ask", body]);
-        return plain(body, (name, data) => (window.heard.push([name, data]), on(name, data)), signal);
-    };
-}"""
-
-
-def answer(page: Page, path: str, act: Callable[[], Any]) -> Any:
-    """What the server says to the next request of this path, which `act` has the page make."""
-
-    def fits(response: Response) -> bool:
-        return response.url.partition("?")[0].endswith(path)
-
-    with page.expect_response(fits) as waiting:
-        act()
-    return waiting.value.json()
-
-
-def number(text: str) -> float:
-    """A number as the page writes it."""
-    return float(text.strip().replace("−", "-").replace(",", "").replace("–", "nan"))
-
-
-def numbers(text: str) -> list[float]:
-    """All numbers in a text of the page."""
-    return [number(found) for found in re.findall(r"[−+]?(?:\d[\d,]*)?\.?\d+(?:e[−-]?\d+)?", text)]
-
-
-def colour(value: float | None, scale: float) -> str:
-    """The class of a value's step."""
-    if not value:
-        return ""
-    size = math.ceil(6 * abs(value) / scale - 1e-9)
-    return f"{'h' if value > 0 else 'm'}{min(6, max(1, size))}{' clip' if size > 6 else ''}"
-
-
-def colours(tokens: Sequence[dict[str, Any]]) -> list[str]:
-    """The classes of steps of tokens in the page."""
-    return [" ".join(re.findall(r"\b(?:[hm][1-6]|clip)\b", token["css"])) for token in tokens]
-
-
-def read_sentence(tab: Tab, text: str) -> Any:
-    """Have a text read by the view that is open; what the server made of it."""
-    area = tab.page.get_by_label("text to read")
-    area.fill(text)
-    found = answer(tab.page, "/api/sentence", lambda: area.press("Control+Enter"))
-    tab.page.wait_for_selector(".sent")
-    tab.frame()
-    return found
-
-
-def sent(tab: Tab) -> list[dict[str, Any]]:
-    """Tokens of the sentence that is shown."""
-    return tab.page.locator(".sent").first.evaluate(TOKENS)
-
-
-def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its 95 % half-width."""
-    mean = sum(values) / len(values)
-    return mean, 1.96 * math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
 # ---- 9: a sentence ----------------------------------------------------------------------------------------------------------------
@@ -275,15 +131,9 @@ def test_a_student_that_returns_0_is_zero_ablation(lab: Lab, server: Served, tab
     assert summary[:6] == pytest.approx(expected, abs=0.006, rel=0.006)
 
 
-PINNED = """async () => {
-    const found = [];
-    for (const span of [...document.querySelectorAll('.sent .t')]) {
-        span.click();
-        const rows = [...document.querySelectorAll('[aria-label="the pinned token"] tbody tr')];
-        found.push(rows.map(row => [row.cells[0].innerText, row.cells[1].innerText]));
-    }
-    return found;
-}"""
+ROWS = """() => [...document.querySelectorAll('[aria-label="the pinned token"] tbody tr')]
+    .map(row => [row.cells[0].innerText, row.cells[1].innerText])"""
+PINNED = f"""() => [...document.querySelectorAll('.sent .t')].map(span => (span.click(), ({ROWS})()))"""
 
 
 @pytest.mark.parametrize("name", [MXD, TRANSCODER, ZERO])
@@ -305,18 +155,17 @@ def test_listed_units_are_the_layers_own_top_k(name: str, lab: Lab, server: Serv
 
 def test_a_stored_context_is_read_again_as_it_was_collected(lab: Lab, server: Served, tabs: Tabs) -> None:
     tab = tabs.open(server, f"#/{MXD}/unit/{LETTER}")
-    row = tab.page.locator(".rows .row").first
+    hrefs = tab.page.locator(".rows .row .doc a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
+    places = [int(re.findall(r"at=(\d+)", href)[0]) for href in hrefs]
+    far = next(i for i, at in enumerate(places) if at > 80)  # its context begins inside the sequence
+    row, href, at = tab.page.locator(".rows .row").nth(far), hrefs[far], places[far]
     a = number(row.locator(".num").first.inner_text())
     peak = row.locator(".peak").inner_text()
-    href = row.locator(".doc a").get_attribute("href") or ""
     answer(tab.page, "/api/sentence", lambda: row.locator(".doc a").click())
     tab.page.wait_for_selector(".sent .t.sel")
     pinned = tab.page.locator(".sent .t.sel")
-    at = int(re.findall(r"at=(\d+)", href)[0])
     assert pinned.get_attribute("data-i") == str(at) and pinned.inner_text() == peak
-    units = tab.page.evaluate(
-        "() => [...document.querySelectorAll('[aria-label=\"the pinned token\"] tbody tr')].map(r => [r.cells[0].innerText, r.cells[1].innerText])"
-    )
+    units = tab.page.evaluate(ROWS)
     assert {int(unit.split()[0]): number(value) for unit, value in units}[LETTER] == pytest.approx(a, rel=0.006)
     seq = int(re.findall(r"seq=(\d+)", href)[0])
     store = TextStore(lab.run)
@@ -377,7 +226,7 @@ def whole_units(run: Run, name: str) -> list[int]:
     found: list[int] = []
     for unit in range(store.n_units):
         kept = sum(len(contexts) for band, (_, contexts) in store.examples(unit).items() if band < 6)
-        if 6 <= kept == store.row(unit)["fires"] <= 40:
+        if 6 <= kept <= 40 and kept == store.row(unit)["fires"]:
             found.append(unit)
     store.close()
     return found
@@ -400,7 +249,10 @@ def test_the_exact_effect_is_what_removing_it_costs(lab: Lab, server: Served, ta
     assert found["exact_n"] == len(lost) and found["exact"] == pytest.approx(sum(lost) / len(lost), rel=1e-2, abs=1e-3)
     tab.page.wait_for_selector("text=re-measure")
     assert number(figure.locator("b").inner_text()) == pytest.approx(sum(lost) / len(lost), abs=0.006)
-    assert f"n {len(lost)}" in figure.inner_text() and f"± {tab.page.evaluate('v => mxd.fmt.num(1.96 * v, 2)', found['exact_se'])}" in figure.inner_text()
+    assert (
+        f"n {len(lost)}" in figure.inner_text()
+        and f"± {tab.page.evaluate('v => mxd.fmt.num(1.96 * v, 2)', found['exact_se'])}" in figure.inner_text()
+    )
     again = answer(tab.page, "/api/ablate", figure.get_by_role("button", name="re-measure").click)
     assert again == found
 
@@ -415,7 +267,9 @@ def test_students_side_by_side_on_one_sentence(lab: Lab, server: Served, tabs: T
     assert [student["name"] for student in found["students"]] == names
     rows = tab.page.locator("section section:has(.sent)")
     assert rows.evaluate_all("all => all.map(el => el.getAttribute('aria-label'))") == names
-    places = rows.evaluate_all("all => all.map(el => [...el.querySelectorAll('.t')].map(t => [t.textContent, t.offsetLeft, t.offsetWidth]))")
+    places = rows.evaluate_all(
+        "all => all.map(el => [...el.querySelectorAll('.t')].map(t => [t.textContent, t.offsetLeft, t.offsetWidth]))"
+    )
     assert all(row == places[0] for row in places) and len(places[0]) == 1 + len(TEXT), "token under token"
     host = found["host"]["loss"][1:]
     for row, student in zip(rows.all(), found["students"], strict=True):
@@ -436,73 +290,6 @@ def test_students_side_by_side_on_one_sentence(lab: Lab, server: Served, tabs: T
 
 
 # ---- 10: the bench ----------------------------------------------------------------------------------------------------------------
-
-
-class Bench:
-    """The bench in a tab."""
-
-    def __init__(self, tab: Tab) -> None:
-        self.tab, self.page = tab, tab.page
-        self.page.evaluate(HEAR)
-
-    def start(self) -> None:
-        self.page.evaluate("() => { window.heard.length = 0 }")
-        self.page.locator("button[form=bench-form]").click()
-
-    def ended(self) -> None:
-        """Wait until nothing runs."""
-        self.page.wait_for_function("() => document.querySelector('button:has(kbd)').disabled")
-        self.tab.frame()
-
-    def run(self) -> list[list[Any]]:
-        """Run it; the request and the events."""
-        self.start()
-        self.ended()
-        return self.page.evaluate("window.heard")
-
-    def heard(self, name: str) -> list[Any]:
-        return [data for kind, data in self.page.evaluate("window.heard") if kind == name]
-
-    def tokens(self, lane: str) -> list[dict[str, Any]]:
-        """The tokens of a lane without its name, as the server told of them."""
-        return [{k: v for k, v in data.items() if k != "lane"} for data in self.heard("token") if data["lane"] == lane]
-
-    def drawn(self, lane: str) -> list[str]:
-        """The tokens of a lane as they are drawn."""
-        return self.page.locator(f".lane[aria-label='{lane}'] .lane-text .t").evaluate_all("all => all.map(t => t.textContent)")
-
-    def foot(self, lane: str) -> str:
-        return self.page.locator(f".lane[aria-label='{lane}'] .lane-foot").inner_text()
-
-
-def bench(tabs: Tabs, server: Served, student: str = MXD, *, expects: tuple[str, ...] = (), inside: Any = None, **query: Any) -> Bench:
-    """The bench with settings from its address."""
-    asked = {"p": PROMPT, "greedy": 0, "seed": 3, "n": 16, **query}
-    route = "&".join(f"{name}={str(value).replace(' ', '+')}" for name, value in asked.items())
-    return Bench(tabs.open(server, f"#/{student}/bench?{route}", expects=expects, inside=inside))
-
-
-@contextlib.contextmanager
-def slowed(server: Served, seconds: float = STEP_SECONDS) -> Iterator[list[float]]:
-    """Every pass of the host takes so long; when each began."""
-    begun: list[float] = []
-
-    def wait(*_: Any) -> None:
-        begun.append(time.monotonic())
-        time.sleep(seconds)
-
-    model = server.site.worker.model
-    assert model is not None
-    hook = model.host.model.register_forward_pre_hook(wait)
-    try:
-        yield begun
-    finally:
-        hook.remove()
-
-
-def idle(server: Served) -> bool:
-    status = server.site.worker.status()
-    return status["job"] is None and status["queue"] == 0
 
 
 def test_strength_0_is_the_student_as_it_is(server: Served, tabs: Tabs) -> None:
@@ -540,20 +327,23 @@ def test_the_same_seed_gives_the_same_text(server: Served, tabs: Tabs) -> None:
     assert [made.drawn(lane) for lane in ("host", "replaced", "steered", "control")] == lanes
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (0.8, 1.0), (1.2, 0.7)])
-def test_the_hosts_lane_is_plain_generate(temperature: float, top_p: float, lab: Lab, server: Served, tabs: Tabs) -> None:
-    made = bench(tabs, server, e="3:add:9:all", greedy=int(temperature == 0), temp=temperature or 1, topp=top_p, seed=11, n=20)
-    made.run()
-    how: dict[str, Any] = {"new_tokens": 20, "temperature": temperature, "seed": 11, "top_p": top_p}
-    own = lab.host.generate_batch([PROMPT], **how)[0]
-    assert [token["id"] for token in made.tokens("host")] == own.new_ids
-    plain = "".join(token["text"] for token in made.tokens("host"))
-    assert plain.rstrip("\ufffd") == own.text.rstrip("\ufffd")
-    assert "".join(made.drawn("host")) == "".join(token["text"] or token.get("special", "") for token in made.tokens("host"))
-    nats = lab.losses(torch.tensor([own.prompt_ids + own.new_ids]))[-len(own.new_ids) :]
-    assert numbers(made.foot("host"))[0] == pytest.approx(sum(nats) / len(nats), rel=0.006)
-    with lab.host.replace({HOOKPOINT: Edited(lab.layer(MXD), add={3: 9.0})}):
-        assert [token["id"] for token in made.tokens("steered")] == lab.host.generate_batch([PROMPT], **how)[0].new_ids
+def test_the_hosts_lane_is_plain_generate(lab: Lab, server: Served, tabs: Tabs) -> None:
+    made = bench(tabs, server, e="3:add:9:all", seed=11, n=20)
+    for temperature, top_p in ((0.8, 1.0), (1.2, 0.7), (0.0, 1.0)):
+        made.page.get_by_label("greedy").set_checked(temperature == 0)
+        for name, value in (("temperature", temperature), ("top-p", top_p)) if temperature else ():
+            made.page.get_by_label(name).fill(str(value))
+        made.run()
+        how: dict[str, Any] = {"new_tokens": 20, "temperature": temperature, "seed": 11, "top_p": top_p}
+        own = lab.host.generate_batch([PROMPT], **how)[0]
+        assert [token["id"] for token in made.tokens("host")] == own.new_ids
+        plain = "".join(token["text"] for token in made.tokens("host"))
+        assert plain.rstrip("\ufffd") == own.text.rstrip("\ufffd")
+        assert made.drawn("host") == [token["text"] or token.get("special", "") for token in made.tokens("host")]
+        nats = lab.losses(torch.tensor([own.prompt_ids + own.new_ids]))[-len(own.new_ids) :]
+        assert numbers(made.foot("host"))[0] == pytest.approx(sum(nats) / len(nats), rel=0.006)
+        with lab.host.replace({HOOKPOINT: Edited(lab.layer(MXD), add={3: 9.0})}):
+            assert [token["id"] for token in made.tokens("steered")] == lab.host.generate_batch([PROMPT], **how)[0].new_ids
 
 
 def test_escape_stops_within_a_token_and_frees_the_queue(server: Served, tabs: Tabs) -> None:
@@ -644,7 +434,12 @@ def test_settings_survive_in_the_link(server: Served, tabs: Tabs) -> None:
         {"unit": 11, "op": "remove", "value": 0, "at": "all"},
         {"unit": 2, "op": "add", "value": 12, "at": "all"},
     ]
-    assert [body[name] for name in ("student", "lanes", "greedy", "special")] == [MXD, ["host", "replaced", "steered", "control"], False, True]
+    assert [body[name] for name in ("student", "lanes", "greedy", "special")] == [
+        MXD,
+        ["host", "replaced", "steered", "control"],
+        False,
+        True,
+    ]
     assert [body[name] for name in ("temperature", "top_p", "seed", "tokens")] == [0.7, 0.85, 12, 9]
     assert [made.tokens(lane) for lane in body["lanes"]] == [other.tokens(lane) for lane in body["lanes"]]
     other.tab.go(f"#/{MXD}/overview")
@@ -827,7 +622,7 @@ def test_notes_survive_a_killed_server_and_a_collection_from_the_start(
     assert "The server does not answer." in tab.text()
     tab.page.wait_for_selector("#gone:not([hidden])")
     before = units_path(run, MXD).stat().st_mtime_ns
-    collect.collect(run, CollectConfig(tokens=2048, effect_tokens=512, overwrite=True), lambda: reopen(run))
+    collect.collect(run, replace(COLLECTED, overwrite=True), lambda: reopen(run))
     assert units_path(run, MXD).stat().st_mtime_ns > before
     again = tabs.open(started(run).link)
     again.go(f"#/{MXD}/unit/31")
@@ -842,63 +637,6 @@ def test_notes_survive_a_killed_server_and_a_collection_from_the_start(
 
 
 # ---- 12: keys alone, and axe --------------------------------------------------------------------------------------------------------
-
-FOCUS = """() => {
-    const el = document.activeElement;
-    if (!el || el === document.body || el === document.documentElement) return null;
-    const shown = el.getAttribute('role') === 'grid' ? el.querySelector('.at') || el : el;
-    const style = getComputedStyle(shown), box = shown.getBoundingClientRect();
-    const inside = [.5, .1, .9].flatMap(x => [.5, .1, .9].map(y => [box.left + x * box.width, box.top + y * box.height]));
-    const hit = ([x, y]) => { const there = document.elementFromPoint(x, y); return there && (shown.contains(there) || there.contains(shown)); };
-    return {
-        name: `${el.tagName.toLowerCase()} ${el.getAttribute('aria-label') || el.innerText || el.id || el.className}`.slice(0, 60),
-        place: [...document.querySelectorAll('*')].indexOf(el),
-        outline: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2 ? style.outlineColor : null,
-        shadow: el.id === 'main' && style.boxShadow !== 'none',
-        small: box.width < 4 || box.height < 4,
-        uncovered: inside.some(hit),
-    };
-}"""
-
-
-class Keys:
-    """A page used without a pointer: after every key, what has the focus shows it and can be seen."""
-
-    def __init__(self, tab: Tab) -> None:
-        self.tab, self.page = tab, tab.page
-
-    def focus(self) -> dict[str, Any] | None:
-        found = self.page.evaluate(FOCUS)
-        if found:
-            assert found["shadow"] or (found["outline"] and found["outline"] != "rgba(0, 0, 0, 0)"), f"no ring: {found}"
-            assert not found["small"] and found["uncovered"], f"out of sight: {found}"
-        return found
-
-    def press(self, *keys: str) -> dict[str, Any] | None:
-        for key in keys:
-            self.page.keyboard.press(key)
-        self.tab.frame()
-        return self.focus()
-
-    def until(self, selector: str, key: str = "Tab", most: int = 60) -> None:
-        """Press a key until what matches has the focus."""
-        for _ in range(most):
-            if self.page.evaluate("css => document.activeElement.matches(css)", selector):
-                return
-            self.press(key)
-        raise AssertionError(f"{key} never came to {selector}")
-
-    def walk(self, most: int = 150) -> list[dict[str, Any]]:
-        """Every stop of Tab, from the top of the page until it leaves it: in the order in which the page is written, each once."""
-        self.page.evaluate("() => { document.activeElement.blur(); window.scrollTo(0, 0); }")
-        stops: list[dict[str, Any]] = []
-        for _ in range(most):
-            stop = self.press("Tab")
-            if stop is None or (stops and stop["place"] == stops[0]["place"]):
-                return stops
-            stops.append(stop)
-            assert len(stops) < 2 or stop["place"] > stops[-2]["place"], f"after {stops[-2]} came {stop}"
-        raise AssertionError(f"Tab does not leave the page: {[stop['name'] for stop in stops]}")
 
 
 def test_from_search_to_stop_by_keys_alone(server: Served, tabs: Tabs) -> None:
@@ -981,16 +719,10 @@ def fill_view(tab: Tab, view: str) -> None:
         for name in ("Filters", "Columns"):
             page.locator("summary", has_text=name).click()
     elif view == "notes":
-        page.evaluate("s => mxd.source.saveNote(s, 40, {star: true, text: 'a note', tags: ['law'], updated: null}).catch(() => null)", MXD)
+        page.evaluate(
+            "s => mxd.source.note(s, 40).then(old => mxd.source.saveNote(s, 40, {...old, star: true, text: 'a note', tags: ['law']}))", MXD
+        )
         tab.says("a note")
-
-
-@pytest.mark.parametrize("view", ["overview", "units", "unit", "sentence", "bench", "compare", "notes"])
-def test_tab_goes_through_a_view_in_order_and_can_be_followed(view: str, lab: Lab, server: Served, tabs: Tabs) -> None:
-    keys = Keys(tabs.open(server, views(lab)[view], expects=("status of 409",)))
-    fill_view(keys.tab, view)
-    stops = keys.walk()
-    assert len(stops) > 14 and "Skip to content" in stops[0]["name"]
 
 
 AXE = """async tags => (await axe.run(document, {runOnly: {type: "tag", values: tags}})).violations
@@ -1009,55 +741,74 @@ def axe_source() -> str:
 
 
 def violations(page: Page, source: str) -> list[str]:
-    """What axe objects to."""
+    """What axe objects to. First the pointer goes away and the page to its top: what is half below a tooltip or the bar is too small."""
+    page.mouse.move(0, 0)
+    page.evaluate("() => window.scrollTo(0, 0)")
+    page.wait_for_function("() => document.getElementById('tip').hidden")
     if not page.evaluate("() => 'axe' in window"):
         page.evaluate(source)
     return page.evaluate(AXE, RULES)
 
 
 def test_axe_is_let_in_by_the_browser_only(server: Served, tabs: Tabs, axe_source: str) -> None:
-    tab = tabs.open(server, f"#/{MXD}/overview", expects=("Content Security Policy",))
+    tab = tabs.open(server, f"#/{MXD}/overview", expects=("Content Security Policy", "TrustedScript"))
     with pytest.raises(Exception, match=r"(?i)script"):
         tab.page.add_script_tag(content=axe_source)
     assert not tab.page.evaluate("() => 'axe' in window"), "no page may add a script, not for tests either"
-    tab.page.evaluate("() => { const img = document.createElement('img'); img.src = 'data:,'; document.getElementById('main').append(img); }")
+    tab.page.evaluate(
+        "() => { const img = document.createElement('img'); img.src = 'data:,'; document.getElementById('main').append(img); }"
+    )
     assert any("image-alt" in found for found in violations(tab.page, axe_source)), "axe sees what is wrong"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+THEMES: tuple[Theme, ...] = ("light", "dark")
+
+
 @pytest.mark.parametrize("view", ["overview", "units", "unit", "sentence", "bench", "compare", "notes"])
-def test_axe_has_nothing_against_a_view(view: str, theme: Theme, lab: Lab, server: Served, tabs: Tabs, axe_source: str) -> None:
-    tab = tabs.open(server, views(lab)[view], theme=theme)
+def test_a_view_can_be_walked_by_tab_and_axe_has_nothing_against_it(
+    view: str, lab: Lab, server: Served, tabs: Tabs, axe_source: str
+) -> None:
+    tab = tabs.open(server, views(lab)[view])
     fill_view(tab, view)
-    assert violations(tab.page, axe_source) == []
+    stops = Keys(tab).walk()
+    assert len(stops) > 14 and stops[0]["name"] == "a mxd", [stop["name"] for stop in stops]
+    for theme in THEMES:
+        tab.page.emulate_media(color_scheme=theme)
+        tab.frame()
+        assert violations(tab.page, axe_source) == [], theme
+    assert tab.page.evaluate("() => getComputedStyle(document.body).colorScheme") == "dark"
 
 
-def open_dialog(tab: Tab, name: str, together: BrowserContext, tabs: Tabs, server: Served) -> None:
+def open_dialog(tab: Tab, name: str) -> None:
     page = tab.page
     if name == "keys":
         page.keyboard.press("?")
     elif name == "host":
         page.get_by_role("button", name="host:").click()
-    elif name == "export":
-        tab.go(f"#/{MXD}/units")
-        page.get_by_role("button", name="Export").click()
     elif name == "edit a note":
         fill_view(tab, "notes")
         page.get_by_role("button", name=f"Edit: {MXD} 40").click()
     elif name == "conflict":
         page.evaluate("() => void mxd.conflict({star: true, text: 'mine', tags: ['a']}, {star: false, text: 'theirs', tags: ['b']})")
+    elif name == "text to copy":
+        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(); return mxd.ui.copy('a link'); }")
+    elif name == "export":
+        tab.go(f"#/{MXD}/units")
+        page.get_by_role("button", name="Export").click()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_has_nothing_against_dialogs(theme: Theme, server: Served, tabs: Tabs, axe_source: str) -> None:
-    together = tabs.context(theme=theme)
-    for name in ("keys", "host", "export", "edit a note", "conflict"):
-        tab = tabs.open(server, f"#/{MXD}/notes", inside=together)
-        open_dialog(tab, name, together, tabs, server)
+def test_axe_has_nothing_against_dialogs_and_the_focus_stays_in_them(server: Served, tabs: Tabs, axe_source: str) -> None:
+    tab = tabs.open(server, f"#/{MXD}/notes")
+    for name in ("keys", "host", "edit a note", "conflict", "text to copy", "export"):
+        open_dialog(tab, name)
         tab.page.wait_for_selector("dialog[open]")
         tab.page.wait_for_load_state("networkidle")
-        assert violations(tab.page, axe_source) == [], name
-        assert tab.page.evaluate("() => document.querySelector('dialog').contains(document.activeElement)"), name
+        for theme in THEMES:
+            tab.page.emulate_media(color_scheme=theme)
+            assert violations(tab.page, axe_source) == [], (name, theme)
+        for _ in range(12):
+            tab.page.keyboard.press("Tab")
+            inside = "() => document.activeElement === document.body || document.querySelector('dialog').contains(document.activeElement)"
+            assert tab.page.evaluate(inside), name
         tab.page.keyboard.press("Escape")
         tab.page.wait_for_selector("dialog", state="detached")
-        tab.page.close()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -62,7 +63,7 @@ ODD = (
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run on text that is hard to show, of which some is meant to break the page."""
     path = tmp_path_factory.mktemp("odd")
-    return make_store(path, n_units=60, tokens=6144, documents=lambda i: f"{i} {''.join(ODD)}", tokens_per_sequence=64)
+    return make_store(path, n_units=60, tokens=6144, documents=lambda i: f"{i} {''.join(ODD)}", contexts=15, tokens_per_sequence=64)
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +73,19 @@ def hostile(odd: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     with contextlib.closing(sqlite3.connect(text_path(run))) as database, database:
         database.execute("UPDATE doc SET name = ?, source = ?", (HOSTILE, MARKUP))
         database.execute("UPDATE token SET text = ? WHERE id = ?", (HOSTILE, LETTER))
-    with contextlib.closing(sqlite3.connect(units_path(run, MXD))) as database, database:
-        for unit, text in ((2, HOSTILE), (3, LONG), (4, HOSTILE)):
-            database.execute(
-                f"INSERT INTO label VALUES ({', '.join('?' * 10)})", (unit, MARKUP, text, MARKUP, MARKUP, 0.5, 9, None, None, "2026")
-            )
-        database.execute("INSERT INTO probe VALUES (2, ?, ?, 0.5, 9)", (MARKUP, HOSTILE))
+    for student in (MXD, OTHER):
+        with contextlib.closing(sqlite3.connect(units_path(run, student))) as database, database:
+            for unit, text in ((2, HOSTILE), (3, LONG), (4, HOSTILE)):
+                row = (unit, MARKUP, text, MARKUP, MARKUP, 0.5, 9, None, None, "2026")
+                database.execute(f"INSERT INTO label VALUES ({', '.join('?' * 10)})", row)
+            database.execute("INSERT INTO probe VALUES (2, ?, ?, 0.5, 9)", (MARKUP, HOSTILE))
     notes, weights = Notes(run), run.weights_sha256(MXD)
     notes.put(weights, 2, MXD, star=True, text=HOSTILE, tags=[MARKUP[:60]], expected=None)
     notes.put(weights, 3, MXD, star=True, text=LONG, tags=[], expected=None)
     edits = [{"unit": 2, "op": "add", "value": 1, "at": "all"}]
     request = {"student": MXD, "prompt": HOSTILE, "edits": edits, "lanes": ["host"], "greedy": True, "seed": 0, "tokens": 4}
-    result = {"lanes": {"host": {"nats_per_token": 1.0, "repeats": 0, "splits_at": None, "tokens": 4, "stopped": MARKUP, "text": HOSTILE}}}
+    stats = {"nats_per_token": 1.0, "repeats": 0, "splits_at": None, "tokens": 1, "stopped": MARKUP}
+    result = {"lanes": [{"lane": "host", "note": MARKUP, "stats": stats, "tokens": [[LETTER, HOSTILE, 0.5, 1.0]]}]}
     notes.save_bench(MXD, request, result)
     notes.close()
     return run
@@ -121,7 +123,7 @@ def seen(tab: Tab, words: str) -> None:
       const fields = [...main.querySelectorAll("textarea, input")].map(field => field.value);
       return [main.innerText, ...fields].some(text => text.replace(/\\s+/g, " ").includes(words));
     }"""
-    assert tab.page.evaluate(found, words), tab.text()[:3000]
+    assert tab.page.evaluate(found, words), (words, tab.page.url, tab.text()[:600])
 
 
 SHOWN = {
@@ -138,7 +140,7 @@ SHOWN = {
 
 def test_hostile_text_is_text_and_nothing_else(hostile: Run, serve_it: Callable[..., Served], tabs: Tabs, tmp_path: Path) -> None:
     server = serve_it(hostile)
-    routes = {**VIEWS, "unit/3": f"#/{MXD}/unit/3", "sentence": f"#/{MXD}/sentence?{query(text=HOSTILE)}"}
+    routes = {**VIEWS, "unit/3": f"#/{MXD}/unit/3", "sentence": f"#/{MXD}/sentence?{urlencode({'text': HOSTILE})}"}
     tab = tabs.open(server, expects=(LOADED + "503",))
     for view, words in SHOWN.items():
         tab.go(routes[view])
@@ -151,9 +153,9 @@ def test_hostile_text_is_text_and_nothing_else(hostile: Run, serve_it: Callable[
             seen(tab, MARKUP)
             harmless(tab)
     assert hostile.path.name in tab.page.inner_text("#run-name") and hostile.path.name in tab.page.title()
-    tab.go(f"#/{MXD}/units?{query(q=MARKUP)}")
+    tab.go(f"#/{MXD}/units?{urlencode({'q': MARKUP})}")
     tab.says("2 of ")
-    tab.go(f"#/{query(x=MARKUP)[2:]}/unit/2")
+    tab.go(f"#/{quote(MARKUP, safe='')}/unit/2")
     tab.says(f'no student "{MARKUP}"')
     harmless(tab)
     chip = tab.page.locator('#main .cp[data-cp="U+202E"]').first
@@ -169,13 +171,6 @@ def test_hostile_text_is_text_and_nothing_else(hostile: Run, serve_it: Callable[
             seen(file, text)
         harmless(file)
     assert {url.split("#")[0] for url in file.asked} == {path.as_uri()}
-
-
-def query(**values: str) -> str:
-    """Part of an address."""
-    from urllib.parse import urlencode
-
-    return urlencode(values)
 
 
 # ---- 2: no request to elsewhere ----------------------------------------------------------------------------------------------------
@@ -344,10 +339,16 @@ def test_text_that_is_hard_to_show_is_shown_to_the_last_character(odd: Run, serv
     source = TextStore(odd)
     tab = tabs.open(serve_it(odd, load=live(odd)).ready(), f"#/{MXD}/unit/1?w=128")
     document = "".join(ODD)
-    unit = tab.page.evaluate("name => mxd.source.unit(name, 1)", MXD)
+    for more in ("max", "5–6", "1–2"):
+        tab.page.click(f"#main section[aria-label='band {more}'] > button")
+        tab.settled()
+    unit = tab.page.evaluate("name => mxd.source.unit(name, 1, {n: 100})", MXD)
+    for band in unit["bands"]:
+        assert len(band["contexts"]) == 15
+        del band["contexts"][15 if band["name"] in ("max", "5–6", "1–2") else 10 :]
     contexts = [context for band in unit["bands"] for context in band["contexts"]]
     rows = tab.page.evaluate(DRAWN)
-    assert len(rows) == len(contexts) > 30
+    assert len(rows) == len(contexts) == 75
     seen_chips: set[str] = set()
     for row, context in zip(rows, contexts, strict=True):
         ids = source.sequence(context["seq"]).ids.tolist()
@@ -367,6 +368,8 @@ def test_text_that_is_hard_to_show_is_shown_to_the_last_character(odd: Run, serv
     assert hebrew and all(row["direction"] == "rtl" for row in hebrew)
     latin = [row for row in rows if (found := first.search(row["text"])) and found[0].isascii()]
     assert latin and all(row["direction"] == "ltr" for row in latin)
+    tab.go("#/")
+    contexts = [context for band in unit["bands"] for context in band["contexts"][:10]]
     for width in (10, 32):
         tab.go(f"#/{MXD}/unit/1?w={width}")
         for row, context in zip(tab.page.evaluate(DRAWN), contexts, strict=True):
@@ -503,7 +506,6 @@ def test_the_server_goes_and_comes_back(made: Run, serve_it: Callable[..., Serve
     tab.page.wait_for_function("() => document.getElementById('gone').innerText.includes('open the link that mxd explore printed')")
     tabs.open(again, f"#/{MXD}/unit/7", inside=tab.page.context)
     tab.page.wait_for_selector("#gone", state="hidden", timeout=20_000)
-    tab.page.click("#main button:has-text('Try again')")
     tab.says("expert 2")
 
 

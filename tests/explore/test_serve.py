@@ -217,6 +217,9 @@ def test_a_unit_and_its_contexts(read: Client, made: Run) -> None:
                 assert band["low"] <= context["a"] <= band["high"]
                 assert context["text"][context["cuts"][context["peak"]]] == "t"
             assert context["doc"]["name"] and set(context["doc"]) == {"name", "source"}
+    limits = {band["band"]: (band["low"], band["high"]) for band in found["bands"]}
+    assert limits[0][1] == limits[1][1] == found["columns"]["max_a"]
+    assert all(limits[band][1] == limits[band - 1][0] for band in range(2, schema.TWINS)), "double deciles lie side by side"
     dead = read.get(f"/api/s/{MXD}/units/0")
     assert dead["state"] == "dead" and dead["bands"] == [] and -1 <= dead["nearest"]["cosine"] <= 1 and dead["nearest"]["unit"] != 0
     assert dead["norm"] > 0 and dead["gate_bias"] is not None

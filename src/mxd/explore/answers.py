@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,21 +32,15 @@ WITHOUT = 0.1
 EXAMPLES = 3
 SEARCHED = ("label", "note", "token", "text")
 
-TokenText = Callable[[int], "str | None"]
-
 
 class Answers:
     """Everything that is read out of the run's files. Usable from several threads."""
 
-    def __init__(self, shelf: Shelf, token_text: TokenText | None = None) -> None:
-        """`token_text`: the text of a token by its id, None if it is not known; for tokens that stand nowhere in the collected text."""
-        self.shelf, self._token_text = shelf, token_text
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
 
     def token(self, token: int) -> str | None:
-        """The text of a token."""
-        found = self._token_text(token) if self._token_text else None
-        if found is not None:
-            return found
+        """The text of a token; None where what was collected does not say."""
         try:
             return self.shelf.text().store.tokens.get(token)
         except RunError:

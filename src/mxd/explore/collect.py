@@ -72,6 +72,7 @@ def collect(run: Run, config: CollectConfig, open_host: Open, say: Say | None = 
         if record not in missing:
             _refresh_probes(run, record)
     if not missing:
+        _Progress(run, lambda _done, _note: None).finished()  # also after another that was stopped
         return []
     host, corpus = open_host()
     progress = _Progress(run, say or (lambda _done, _note: None))

@@ -56,11 +56,7 @@ class Site:
     def __init__(self, shelf: Shelf, worker: Worker, collector: Collector | None = None, *, veil: bool = False) -> None:
         """`veil`: contexts are blurred until they are looked at, for shared screens."""
         self.shelf, self.worker, self.collector, self.veil = shelf, worker, collector, veil
-        self.answers = Answers(shelf, self._token)
-
-    def _token(self, token: int) -> str | None:
-        model = self.worker.model
-        return model.token(token) if model is not None and 0 <= token < model.host.vocab_size else None
+        self.answers = Answers(shelf)
 
     def students(self) -> dict[str, int]:
         """Units of every student, by name."""

@@ -220,8 +220,7 @@
   document.addEventListener("scroll", hideTip, { capture: true, passive: true });
 
   // ---- routes: #/STUDENT/VIEW[/ID]?k=v
-  const views = new Map();
-  const memory = new Map();
+  const [views, memory] = [new Map(), new Map()];
   let here = null;
   let current = null;
   /** Register a view: {title, mount(el, route, ctx) -> unmount?, update?(route), keys?: {key: {what, run(event)}}}. */
@@ -350,7 +349,8 @@
   }
   /** Draw the present view again from nothing, after the run's data changed. */
   mxd.redraw = () => (leave(), show());
-  addEventListener("hashchange", () => /^#\/|^#?$/.test(location.hash) && show());
+  const there = () => Boolean(here && history.state) && memory.get(history.state.k) === here.ctx.kept; // two quick steps back: one place
+  addEventListener("hashchange", () => /^#\/|^#?$/.test(location.hash) && !there() && show());
   addEventListener("scroll", () => here && (here.ctx.kept.scroll = window.scrollY), { passive: true });
   document.addEventListener("click", (event) => event.target.closest("a") && write.now(), true);
 

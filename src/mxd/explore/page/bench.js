@@ -247,10 +247,12 @@
       if (!now || now.going !== mine) return;
       paint();
       end = mxd.aborted(error) ? "stopped" : "";
-      if (!end) now.after.replaceChildren(ui.failed(error, () => run(then)),
+      const fault = error instanceof mxd.ApiError ? error : new mxd.ApiError({ what: "The server stopped in the middle.", got: error.message });
+      if (!end) now.after.replaceChildren(ui.failed(fault, () => run(then)),
         now.lanes[0].tokens.length ? h("p", { class: "soft" }, "What had arrived stays above.") : "");
     }
     now.going = null;
+    if (document.activeElement === now.stop) now.run.focus(); // a disabled button would lose the focus
     now.stop.disabled = true;
     now.status.textContent = end;
     if (end) ui.announce(end);

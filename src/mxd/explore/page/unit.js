@@ -148,10 +148,13 @@
     const area = h("textarea", { rows: 3, maxlength: 20000, readonly: !live, "aria-label": "note" }, held.text);
     const tags = h("input", { value: held.tags.join("; "), readonly: !live, maxlength: 600 });
     const status = h("small", { role: "status" }, held.updated ? `saved ${fmt.ago(held.updated)}` : "");
-    const star = h("button", { type: "button", class: "star", disabled: !live, "aria-label": "star", "data-live": true }, "★");
+    const star = h("button", { type: "button", class: "star", disabled: !live, "aria-label": "star", "data-live": true });
     const fault = h("div");
     let [running, again] = [false, false];
-    const show = () => star.setAttribute("aria-pressed", String(held.star));
+    const show = () => {
+      star.setAttribute("aria-pressed", String(held.star));
+      star.textContent = held.star ? "★" : "☆"; // not by colour alone
+    };
     const list = () => tags.value.split(";").map((t) => t.trim()).filter(Boolean);
     async function save() {
       if (running) return void (again = true);
@@ -174,7 +177,7 @@
     }
     function take(note, sent) {
       data.note = note.updated ? note : null;
-      Object.assign(held, { star: note.star, updated: note.updated });
+      Object.assign(held, { star: held.star === sent.star ? note.star : held.star, updated: note.updated }); // a newer star is saved next
       if (area.value === sent.text) area.value = note.text; // a conflict may have chosen the other text
       if (list().join() === sent.tags.join()) tags.value = note.tags.join("; ");
       show();
