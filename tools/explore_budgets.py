@@ -1,6 +1,6 @@
 """Measure the page of a collected run in a real browser, and write benchmarks/results/explore-cpu.json.
 
-    python tools/explore_budgets.py runs/demo
+    python tools/explore_budgets.py RUN [LARGE_RUN]
 
 Start-up is from the command to the first complete view, in a new process each time; the rest is medians over many. The export holds 500
 units of one student. What collecting took is read from the databases, which keep it.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from mxd.bench.machine import machine, versions
 from mxd.checkpoint import Run
@@ -106,35 +106,23 @@ def first_token(page: Page, student: str, unit: int) -> dict[str, float]:
     return {**times, "ratio": times["steered"] / times["host"]}
 
 
-def main(run: str) -> None:
+def viewed(browser: Browser, run: str) -> dict[str, Any]:
+    """How long the first page and the pages of units take, and, for the first student, the first token."""
     opened = Run.open(run)
     stores = {record.name: UnitStore(opened, record.name) for record in opened.students if record.n_units}
     student = next(iter(stores))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page()
-        starts = [start_up(page, run) for _ in range(5)]
-        with serving(run) as link:
-            base = link.split("/?")[0]
-            page.goto(link)
-            page.locator("main svg").first.wait_for()
-            live = [int(unit) for unit in stores[student].columns(("fires",))["fires"].argsort()[::-1][: 50 * VISITS : 50]]
-            visits = unit_pages(page, base, student, live)
-            for _ in range(240):
-                if page.evaluate("mxd.state.status && mxd.state.status.host.state") == "ready":
-                    break
-                page.wait_for_timeout(500)
-            tokens = first_token(page, student, live[0])
-        browser.close()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "page.html"
-        command = [sys.executable, "-m", "mxd", "export", run, "--students", student, "--top", "500", "--out", str(out)]
-        seconds = timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
-        export = {"units": 500, "bytes": out.stat().st_size, "seconds": round(seconds, 2)}
-    collected = {name: json.loads(store.meta["log"]) for name, store in stores.items()}
-    rows = {
-        "machine": {**machine(torch.device("cpu")), **versions()},
-        "run": {"name": opened.path.name, "units": {n: s.n_units for n, s in stores.items()}, "tokens": stores[student].tokens},
+    page = browser.new_page()
+    starts = [start_up(page, run) for _ in range(5)]
+    with serving(run) as link:
+        page.goto(link)
+        page.get_by_text(re.compile("host: ready")).first.wait_for(timeout=120_000)
+        live = [int(unit) for unit in stores[student].columns(("fires",))["fires"].argsort()[::-1][1 : 50 * VISITS : 50]]
+        visits = unit_pages(page, link.split("/?")[0], student, live)
+        tokens = first_token(page, student, live[0])
+    page.close()
+    return {
+        "units": {name: store.n_units for name, store in stores.items()},
+        "tokens": stores[student].tokens,
         "first_page_seconds": {
             "cold": round(statistics.median(a for a, _ in starts), 3),
             "again": round(statistics.median(b for _, b in starts), 3),
@@ -145,12 +133,32 @@ def main(run: str) -> None:
             "visits": len(visits),
         },
         "first_token_seconds": {key: round(value, 3) for key, value in tokens.items()},
-        "export": export,
-        "collect_seconds": collected,
     }
+
+
+def exported(run: str, student: str) -> dict[str, float]:
+    """Size of a file with 500 units, and how long it took to write."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "page.html"
+        command = [sys.executable, "-m", "mxd", "export", run, "--students", student, "--top", "500", "--out", str(out)]
+        seconds = timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+        return {"units": 500, "bytes": out.stat().st_size, "seconds": round(seconds, 2)}
+
+
+def main(run: str, large: str | None = None) -> None:
+    opened = Run.open(run)
+    names = [record.name for record in opened.students if record.n_units]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        rows: dict[str, Any] = {"machine": {**machine(torch.device("cpu")), **versions()}, opened.path.name: viewed(browser, run)}
+        if large:
+            rows["made-up units on a tiny host"] = viewed(browser, large)
+        browser.close()
+    rows["export"] = exported(run, names[0])
+    rows["collect_seconds"] = json.loads(UnitStore(opened, names[-1]).meta["log"])
     write_json(OUT, rows)
     print(json.dumps({key: value for key, value in rows.items() if key != "machine"}, indent=1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 from explore_budgets import serving
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -32,7 +33,7 @@ def opened(browser: Browser, link: str, *, width: int = 1280, height: int = 900,
     return page
 
 
-def pictures(browser: Browser, link: str, student: str, unit: int) -> None:
+def pictures(browser: Browser, link: str, student: str, other: str, unit: int) -> None:
     base = link.split("/?")[0]
     page = opened(browser, link)
     shot(page, "overview")
@@ -44,6 +45,8 @@ def pictures(browser: Browser, link: str, student: str, unit: int) -> None:
     page.get_by_role("button", name=re.compile("^Read")).first.click()
     page.locator("main .sent .t").first.wait_for(timeout=SECONDS)
     page.locator("main .sent .t").nth(8).click()
+    page.mouse.move(0, 0)
+    page.keyboard.press("Escape")  # the tooltip
     shot(page, "sentence")
     page.goto(f"{base}/#/{student}/bench?edits={unit}")
     page.locator("main textarea").fill("My fellow citizens, I speak to you about")
@@ -54,10 +57,14 @@ def pictures(browser: Browser, link: str, student: str, unit: int) -> None:
     for box in page.get_by_label(re.compile("control")).all():
         box.check()
     page.get_by_role("button", name=re.compile("^Run")).first.click()
-    page.get_by_text("so far").first.wait_for(timeout=SECONDS)
-    page.get_by_text("so far").first.wait_for(state="hidden", timeout=SECONDS)
+    page.get_by_role("button", name="Keep this run").wait_for(timeout=SECONDS)
     shot(page, "bench")
-    dark = opened(browser, link, dark=True)
+    page.goto(f"{base}/#/{student}/compare?{urlencode({'with': other, 'text': SENTENCE, 'unit': unit})}")
+    page.locator("main .sent .t").first.wait_for(timeout=SECONDS)
+    page.get_by_role("button", name="contexts side by side").click()
+    page.locator("main .ctx").first.wait_for(timeout=SECONDS)
+    shot(page, "compare")
+    dark = opened(browser, link, height=700, dark=True)
     dark.goto(f"{base}/#/{student}/units?sort=-effect")
     dark.locator("main .ctx").first.wait_for()
     shot(dark, "units")
@@ -67,11 +74,11 @@ def pictures(browser: Browser, link: str, student: str, unit: int) -> None:
     shot(phone, "phone")
 
 
-def main(run: str, student: str = "mxd-k32", unit: str = "1416") -> None:
+def main(run: str, student: str = "mxd-k32", other: str = "transcoder-k32", unit: str = "1416") -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright, serving(run) as link:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        pictures(browser, link, student, int(unit))
+        pictures(browser, link, student, other, int(unit))
         browser.close()
 
 

@@ -298,6 +298,11 @@ FOCUS = """() => {
         uncovered: inside.some(hit),
     };
 }"""
+REACHABLE = """() => {
+    const all = [...document.querySelectorAll('*')];
+    const can = all.filter(el => el.tabIndex >= 0 && !el.disabled && el.checkVisibility({visibilityProperty: true}));
+    return can.map(el => [all.indexOf(el), el.tabIndex]);
+}"""
 
 
 class Keys:
@@ -328,12 +333,15 @@ class Keys:
         raise AssertionError(f"{key} never came to {selector}")
 
     def walk(self, most: int = 150) -> list[dict[str, Any]]:
-        """Every stop of Tab, from the top of the page until it leaves it: in the order in which the page is written, each once."""
+        """Every stop of Tab after the link to the content, until it leaves the page: in the order of the page, all that can be used."""
         self.page.locator(".skip").focus()
+        reachable: list[list[int]] = self.page.evaluate(REACHABLE)
+        assert {order for _, order in reachable} == {0}
         stops: list[dict[str, Any]] = []
         for _ in range(most):
             stop = self.press("Tab")
             if stop is None or (stops and stop["place"] == stops[0]["place"]):
+                assert {place for place, _ in reachable[1:]} <= {stop["place"] for stop in stops}
                 return stops
             stops.append(stop)
             assert len(stops) < 2 or stop["place"] > stops[-2]["place"], f"after {stops[-2]} came {stop}"

@@ -292,8 +292,18 @@ def test_students_side_by_side_on_one_sentence(lab: Lab, server: Served, tabs: T
 # ---- 10: the bench ----------------------------------------------------------------------------------------------------------------
 
 
-def test_strength_0_is_the_student_as_it_is(server: Served, tabs: Tabs) -> None:
-    made = bench(tabs, server, e="3:add:0:all,5:scale:1:generated", temp=0.9, n=24)
+def commonest(run: Run, name: str, n: int) -> list[int]:
+    """The units that fire most."""
+    store = UnitStore(run, name)
+    found = store.columns(("fires",))["fires"].argsort()[::-1][:n].tolist()
+    store.close()
+    return found
+
+
+def test_strength_0_is_the_student_as_it_is(lab: Lab, server: Served, tabs: Tabs) -> None:
+    units = commonest(lab.run, MXD, 8)
+    nothing = [f"{unit}:{'scale:1' if i % 4 == 3 else 'add:0'}:{('all', 'generated')[i % 2]}" for i, unit in enumerate(units)]
+    made = bench(tabs, server, e=",".join(nothing), temp=0.9, n=24)
     made.run()
     replaced, host = made.tokens("replaced"), made.tokens("host")
     assert made.tokens("steered") == replaced and len(replaced) == 24
@@ -303,7 +313,7 @@ def test_strength_0_is_the_student_as_it_is(server: Served, tabs: Tabs) -> None:
         marked = made.page.locator(f".lane[aria-label={lane}] .differs").evaluate_all("all => all.map(t => Number(t.dataset.i))")
         assert marked == differs and f"splits from the host at token {differs[0]}" in made.foot(lane)
     assert made.foot("steered") == made.foot("replaced")
-    made.page.get_by_label("value for 3").fill("8")
+    made.page.get_by_label(f"value for {units[0]}").fill("8")
     made.run()
     assert made.tokens("replaced") == replaced != made.tokens("steered"), "a strength that is not 0 does something, and only there"
 

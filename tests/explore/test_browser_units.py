@@ -405,7 +405,7 @@ def check_row(row: dict[str, Any], token: int, values: Any, effect: float, top: 
     peak = token % length - start
     assert set(shown) == set(np.flatnonzero(window).tolist()) | {peak}
     assert [i for i, classes in shown.items() if "peak" in classes] == [peak]
-    assert ("off" in shown[peak]) is (value == 0)
+    assert [i for i, classes, _ in row["tokens"] if "off" in classes] == ([] if value else [peak])
     for i, classes in shown.items():
         level = math.ceil(255 * float(window[i]) / top - 1e-4)
         exact = [math.ceil(6 * share - 1e-3) for share in (float(window[i]) / top, level / 255, (level + 1) / 255)]

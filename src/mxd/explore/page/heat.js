@@ -122,7 +122,7 @@
       const name = special.get(group.from);
       if (!v && !peak && !name) continue;
       if (group.start > plain) drawn.push(pieces(context.text.slice(plain, group.start)));
-      const css = ["t", step(v, full), peak && "peak", !v && "off", name && "spec"].filter(Boolean).join(" ");
+      const css = ["t", step(v, full), peak && "peak", peak && !v && "off", name && "spec"].filter(Boolean).join(" ");
       drawn.push(h("span", { class: css, "data-i": group.from, "data-name": name }, pieces(context.text.slice(group.start, group.end), true)));
       plain = group.end;
     }

@@ -151,10 +151,7 @@
     const star = h("button", { type: "button", class: "star", disabled: !live, "aria-label": "star", "data-live": true });
     const fault = h("div");
     let [running, again] = [false, false];
-    const show = () => {
-      star.setAttribute("aria-pressed", String(held.star));
-      star.textContent = held.star ? "★" : "☆"; // not by colour alone
-    };
+    const show = () => Object.assign(star, { ariaPressed: String(held.star), textContent: held.star ? "★" : "☆" });
     const list = () => tags.value.split(";").map((t) => t.trim()).filter(Boolean);
     async function save() {
       if (running) return void (again = true);
