@@ -39,7 +39,6 @@ from tests.explore.lab import (
     MXD,
     PERFECT,
     PROMPT,
-    STEP_SECONDS,
     TEXT,
     TIPS,
     TOKENS,
@@ -356,16 +355,18 @@ def test_the_hosts_lane_is_plain_generate(lab: Lab, server: Served, tabs: Tabs) 
             assert [token["id"] for token in made.tokens("steered")] == lab.host.generate_batch([PROMPT], **how)[0].new_ids
 
 
-def test_escape_stops_within_a_token_and_frees_the_queue(server: Served, tabs: Tabs) -> None:
-    made = bench(tabs, server, e="3:add:6:generated", n=256)
+def test_escape_stops_within_a_token_and_frees_the_queue(server: Served, tabs: Tabs, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, worker = bench(tabs, server, e="3:add:6:generated", n=256), server.site.worker
+    cancel = worker.cancel
     with slowed(server) as steps:
         made.start()
         made.page.wait_for_function("() => document.querySelectorAll('.lane[aria-label=steered] .t').length > 2")
-        before, pressed = len(steps), time.monotonic()
+        heard: list[int] = []
+        monkeypatch.setattr(worker, "cancel", lambda job: (heard.append(len(steps)), cancel(job))[1])
+        pressed = time.monotonic()
         made.page.keyboard.press("Escape")
         until(lambda: idle(server))
-        took = time.monotonic() - pressed
-        assert len(steps) <= before + 2 and took < 4 * STEP_SECONDS, "no more than the step that runs and one that just began"
+        assert len(steps) <= heard[0] + 1 and time.monotonic() - pressed < 2, "no more than a step that began just then"
         made.ended()
         assert made.page.evaluate("mxd.source.status().then(s => [s.job, s.queue])") == [None, 0]
     (done,) = made.heard("done")
@@ -396,7 +397,7 @@ def test_nobody_waits_for_a_run_that_was_left(way: str, server: Served, tabs: Ta
             made.page.locator("button[form=bench-form]").click()
         before = len(steps)
         until(lambda: server.site.worker.status()["job"] != job)
-        assert len(steps) <= before + 3
+        assert len(steps) <= before + 8, "well before its end"
         if way == "a new run":
             made.page.wait_for_function("() => document.querySelectorAll('.lane .t').length > 2")
             assert {len(made.drawn(lane)) for lane in ("host", "replaced")} <= set(range(12)), "the older run's tokens are gone"
@@ -495,7 +496,7 @@ def test_the_saved_edit_does_what_the_steered_lane_did(
 
 def test_a_fifth_piece_of_work_is_refused_in_words(server: Served, tabs: Tabs) -> None:
     together = tabs.context()
-    first = bench(tabs, server, e="3:add:6:generated", n=64, inside=together)
+    first = bench(tabs, server, e="3:add:6:generated", n=256, inside=together)
     second = bench(tabs, server, e="3:add:6:generated", n=4, inside=together)
     third = bench(tabs, server, e="3:add:6:generated", n=4, inside=together, expects=("status of 429",))
     with slowed(server, 0.1):
@@ -527,7 +528,7 @@ def test_a_fifth_piece_of_work_is_refused_in_words(server: Served, tabs: Tabs) -
 
 def test_who_waits_can_give_up(server: Served, tabs: Tabs) -> None:
     together = tabs.context()
-    first, second = (bench(tabs, server, n=64, inside=together) for _ in range(2))
+    first, second = (bench(tabs, server, n=256, inside=together) for _ in range(2))
     with slowed(server, 0.1):
         first.start()
         first.page.wait_for_function("() => document.querySelector('.lane .t')")
@@ -541,6 +542,9 @@ def test_who_waits_can_give_up(server: Served, tabs: Tabs) -> None:
         until(lambda: idle(server))
 
 
+SAVED = "[aria-label='your note'] small:text-matches('^saved')"
+
+
 def note_of(server: Served, page: Page, unit: int) -> dict[str, Any]:
     """The note as the server has it."""
     return page.evaluate("([s, u]) => mxd.source.note(s, u)", [MXD, unit])
@@ -551,7 +555,7 @@ def write_note(tab: Tab, text: str, *, saved: bool = True) -> None:
     area.fill(text)
     area.press("Tab")
     if saved:
-        tab.page.wait_for_selector("[aria-label='your note'] small:has-text('saved')")
+        tab.page.wait_for_selector(SAVED)
 
 
 def test_two_notes_on_one_unit_are_both_kept(server: Served, tabs: Tabs) -> None:
@@ -568,7 +572,7 @@ def test_two_notes_on_one_unit_are_both_kept(server: Served, tabs: Tabs) -> None
     assert second.page.get_by_label("note", exact=True).input_value() == "what the second saw", "not lost either"
     write_note(second, "what the second saw now", saved=False)
     dialog.get_by_role("button", name="Join both").click()
-    second.page.wait_for_selector("[aria-label='your note'] small:has-text('saved')")
+    second.page.wait_for_selector(SAVED)
     joined = "what the first saw\nwhat the second saw now"
     assert note_of(server, first.page, unit)["text"] == joined == second.page.get_by_label("note", exact=True).input_value()
     first.page.get_by_role("button", name="star").first.click()
@@ -624,7 +628,7 @@ def test_notes_survive_a_killed_server_and_a_collection_from_the_start(
     tab.page.get_by_label("tags").press("Tab")
     tab.page.get_by_role("button", name="star").first.click()
     until(lambda: (note := tab.page.evaluate("u => mxd.source.note('mxd-k4', u)", 31))["star"] and note["tags"] == ["law", "peace"])
-    tab.page.wait_for_selector("[aria-label='your note'] small:has-text('saved')")
+    tab.page.wait_for_selector(SAVED)
     program.kill()
     write_note(tab, "typed when nobody answered", saved=False)
     tab.page.wait_for_selector("[aria-label='your note'] small:has-text('not saved')")
