@@ -18,6 +18,7 @@
     field("share", "share", "of the output", "linear", "Norm of its contribution over the norm of the layer's output, mean over firings."),
     field("steadiness", "steadiness", "0 to 1", "linear", "Length of its mean unit contribution: 1 a fixed direction, 0 none."),
     field("top_token_share", "top token", "% of firings", "linear", "Share of its firings on its commonest token.", (v) => fmt.pct(v)),
+    field("token_entropy", "token entropy", "bits", "linear", "Entropy of the tokens it fires on: 0 one token, 1 two equally often."),
     field("partner_lift", "partner lift", "×", "log", "How much more often than by chance it fires with its strongest partner."),
     field("probe_f1", "probe F1", "F1", "linear", "Best probe on this unit alone, on held-out text."),
   ];

@@ -5,7 +5,7 @@
   const { h, fmt, ui, charts } = mxd;
   const { STATES } = mxd.select;
   const BINS = 40;
-  const LATER = "share,steadiness,top_token_share,partner_lift,probe_f1,tags";
+  const LATER = "share,steadiness,top_token_share,token_entropy,partner_lift,probe_f1,tags";
   const FIELD = Object.fromEntries(mxd.fields.map((f) => [f.key, f]));
   let here = null;
 
@@ -102,7 +102,8 @@
       own("spread", "spread", "Its activations between 0 and its max, 24 bins, log counts.", 76, spread, { css: "whole" }),
       own("state", "state", states, 58, state, { sortable: true }),
       number("score", 56, (cell, i) => say(cell, fmt.num(value("score", i), 2), `n ${fmt.int(value("score_n", i))}`)),
-      number("share", 66), number("steadiness", 78, steady), number("top_token_share", 76, top), number("partner_lift", 92, partner),
+      number("share", 66), number("steadiness", 78, steady), number("top_token_share", 76, top),
+      number("token_entropy", 84), number("partner_lift", 92, partner),
       number("probe_f1", 70), own("tags", "tags", "Your tags.", 100, tags),
     ];
   }
