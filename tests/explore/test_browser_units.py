@@ -604,7 +604,7 @@ VISITS = """async ([units, n]) => {
 
 
 def test_two_hundred_units_leave_nothing_behind(served: Served, tabs: Tabs) -> None:
-    tab = tabs.open(served, f"#/{MXD}/unit/5")
+    tab = tabs.open(served, f"#/{MXD}/unit/5", height=300)
     for watched in (tab.page, tab.page.context):
         watched.unroute("**/*")  # each request would wait for this process
     session = tab.page.context.new_cdp_session(tab.page)

@@ -6,10 +6,8 @@ import base64
 import dataclasses
 import gzip
 import hashlib
-import importlib.util
 import itertools
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -353,21 +351,6 @@ class Opened(NamedTuple):
     """On the console, and errors."""
     asked: list[str]
     """Addresses that something was asked of."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    needed = os.environ.get("MXD_REQUIRE_BROWSER") == "1"
-    if not needed and (chromium is None or importlib.util.find_spec("playwright") is None):
-        pytest.skip("needs Chromium and playwright")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
