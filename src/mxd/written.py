@@ -47,6 +47,12 @@ def bare(layer: SparseLayer) -> SparseLayer:
     return layer
 
 
+def table_of(layer: SparseLayer) -> Float[Tensor, "n_units d_table"] | None:
+    """The units' rows, whether or not each has a row of the gate too; None for kinds without a table."""
+    units = layer.units()
+    return units.table if units is not None else layer.C if isinstance(layer, MixtureOfDecoders) else None
+
+
 class Written:
     """Reads off what the units of one layer write.
 
@@ -63,10 +69,10 @@ class Written:
             layer: a layer with units.
             sample: a few inputs of it, on which the form of its output is tried; on any device.
         """
-        inner, units = bare(layer), bare(layer).units()
+        inner = bare(layer)
         self.layer = layer
         self.maps = hasattr(inner, "expert")
-        table = units.table if units is not None else inner.C if isinstance(inner, MixtureOfDecoders) else None
+        table = table_of(inner)
         self.table = table if table is not None and table.shape[1] == layer.d_out else None
         if self.table is not None and not self._fits(sample[:CHECKED_TOKENS].to(layer_device(layer))):
             self.table = None

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import schema
-from .bands import Text, Twins, blobs, choose, packed, ranks
+from .bands import Text, Twins, blobs, choose, double_deciles, packed, ranks
 from .codes import Codes, Firings
 from .directions import Written
 from .partners import Fired, matches, partners
-from .statistics import Statistics, measure
+from .statistics import SHARED, Statistics, measure
 from .store import making
 
 FIRINGS_AT_ONCE = 4_000_000
@@ -50,7 +50,7 @@ def build(
     labels = _labels(path, meta["weights_sha256"])
     tokens = codes.tokens - codes.sequences
     with making(path, schema.UNITS, meta) as database:
-        twins, near = Twins(text), partners(own, own.counts > 0.5 * own.tokens)
+        twins, near = Twins(text), partners(own, own.counts > SHARED * own.tokens)
         for firings in codes.chunks(FIRINGS_AT_ONCE):
             rank = ranks(firings)
             found = measure(firings, rank, text, tokens, contexts)
@@ -94,7 +94,7 @@ def _fires(firings: Firings, rank: NDArray[np.int64], contexts: int) -> NDArray[
     counts = np.diff(firings.starts)
     found = np.zeros((len(counts), schema.TWINS + 1), np.int64)
     found[:, 0] = np.minimum(counts, contexts)
-    np.add.at(found, (firings.units, 1 + 5 * rank // np.maximum(counts[firings.units], 1)), 1)
+    np.add.at(found, (firings.units, double_deciles(rank, counts[firings.units])), 1)
     return found
 
 

@@ -25,10 +25,11 @@ from .._version import __version__
 from ..checkpoint import Run, StudentRecord
 from ..errors import ConfigError, RunError
 from ..host import Host
-from ..layers import MixtureOfDecoders, SparseLayer
+from ..layers import SparseLayer
 from ..sealed import read_json, write_json
 from ..text import Corpus
 from ..unit_config import CollectConfig
+from ..written import table_of
 from . import directions, reading, texts
 from .bands import text_of
 from .build import build, write_probes
@@ -259,8 +260,7 @@ def _losses_file(run: Run, tokens: int) -> Path:
 
 def _table(layer: SparseLayer) -> torch.Tensor | None:
     """The units' rows; None for kinds that have none, or none of the output's width."""
-    units = layer.units()
-    table = units.table if units is not None else layer.C if isinstance(layer, MixtureOfDecoders) else None
+    table = table_of(layer)
     return None if table is None or table.shape != (layer.n_units, layer.d_out) else table.detach().float()
 
 

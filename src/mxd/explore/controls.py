@@ -8,7 +8,8 @@ import torch
 
 from ..checkpoint import StudentRecord
 from ..errors import MxdError
-from ..layers import MixtureOfDecoders, SparseLayer
+from ..layers import SparseLayer
+from ..written import table_of
 from .model import Model
 
 
@@ -27,8 +28,7 @@ def control_units(model: Model, record: StudentRecord, layer: SparseLayer, units
         logs = fires.clamp(min=0.5).log()
         distance += (logs[None] - logs[list(units), None]).abs()
         allowed &= fires > 0
-    own = layer.units()
-    table = own.table if own is not None else layer.C if isinstance(layer, MixtureOfDecoders) else None
+    table = table_of(layer)
     if table is not None:
         logs = table.detach().norm(dim=1).clamp(min=1e-12).log().cpu()
         distance += (logs[None] - logs[list(units), None]).abs()

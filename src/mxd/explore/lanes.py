@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decoding import Picker
+from ..devices import layer_device
 from ..layers import Edited, SparseLayer
 from . import asks
 from .controls import control_units
@@ -37,7 +38,7 @@ class Routed(nn.Module):
     def __init__(self, mlp: nn.Module, paths: Sequence[nn.Module | None]) -> None:
         """`paths`: of each row, a layer or what stands in for an MLP like one; None is the MLP itself."""
         super().__init__()
-        device = next((p.device for p in mlp.parameters()), torch.device("cpu"))
+        device = layer_device(mlp)
         groups: dict[int, list[int]] = {}
         for row, path in enumerate(paths):
             groups.setdefault(id(path), []).append(row)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..checkpoint import Run
 from ..errors import RunError
 from . import schema
+from .spans import utf16
 
 QUERY_SECONDS = 0.5
 """A query that takes longer is ended."""
@@ -216,7 +217,7 @@ class TextStore(Database):
         if not isinstance(text, str) or not isinstance(doc, int):
             raise self.damaged("a text that is none")
         cuts = self.numbers(cuts, "<u4", len(ids) + 1)
-        length = len(text.encode("utf-16-le", "surrogatepass")) // 2
+        length = utf16(text)
         if (np.diff(cuts.astype(np.int64)) < 0).any() or int(cuts[-1]) != length:
             raise self.damaged("tokens outside their text")
         return Sequence_(seq, ids, text, cuts, self.numbers(loss, "<f4", len(ids)), doc)
@@ -327,7 +328,9 @@ class UnitStore(Database):
         found: dict[str, NDArray[np.float32]] = {}
         for student, unit, jaccard in self.ask("SELECT student, unit, jaccard FROM match WHERE rank = 0", seconds=10 * QUERY_SECONDS):
             if 0 <= unit < self.n_units:
-                found.setdefault(student, np.full(self.n_units, np.nan, np.float32))[unit] = jaccard
+                if student not in found:
+                    found[student] = np.full(self.n_units, np.nan, np.float32)
+                found[student][unit] = jaccard
         return found
 
     def probes(self, units: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
