@@ -96,7 +96,12 @@ def write(path: Path, edit: Edit, *, overwrite: bool = False) -> None:
     if path.is_dir() or (path.exists() and not overwrite):
         what = "is a folder" if path.is_dir() else "exists already"
         raise RunError(f"{path} {what}", expected="a new file", next="choose another --out, or add --overwrite to replace a file")
-    write_json(path, {"format_version": FORMAT_VERSION, "kind": KIND, **asdict(edit)})
+    write_json(path, as_json(edit))
+
+
+def as_json(edit: Edit) -> dict[str, Any]:
+    """What stands in the file of an edit."""
+    return {"format_version": FORMAT_VERSION, "kind": KIND, **asdict(edit)}
 
 
 def read(path: str | Path) -> Edit:

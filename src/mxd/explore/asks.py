@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..edits import FORMAT_VERSION, KIND
+from ..edits import Edit, as_json
 from .replies import Refusal
 
 MOST_CHARACTERS = 20_000
@@ -198,9 +198,7 @@ def edit_file(edits: Sequence[Change], student: str, hookpoint: str, weights_sha
     scale, add = factors(edits)
     if all(factor == 1 for factor in scale.values()) and not any(add.values()):
         raise Refusal(422, "these edits change nothing", expected="a unit removed, scaled by other than 1, or added other than 0 to")
-    named = {"student": student, "hookpoint": hookpoint, "weights_sha256": weights_sha256, "host": host}
-    numbers = {name: {str(unit): value for unit, value in by_unit.items()} for name, by_unit in (("scale", scale), ("add", add))}
-    return {"format_version": FORMAT_VERSION, "kind": KIND, **named, **numbers}
+    return as_json(Edit(student, hookpoint, weights_sha256, host, scale, add))
 
 
 def text(body: Body, name: str) -> str:

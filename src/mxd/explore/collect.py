@@ -45,6 +45,9 @@ SCALE_TOKENS = 262_144
 SAMPLE = 16
 """Sequences on which the size of the residual stream at the final norm is measured."""
 
+ASKED = ("tokens", "effect_tokens", "split", "contexts", "seed")
+"""Options that decide what is collected."""
+
 Say = Callable[[int, str], None]
 Open = Callable[[], tuple[Host, Corpus]]
 
@@ -88,7 +91,7 @@ def _collect(run: Run, config: CollectConfig, missing: list[StudentRecord], host
     found = _texts(run, config, host, corpus)
     progress.total = found.ids.size
     students, stack = _open_students(run, missing, found, host)
-    with_gradient = min(len(found.ids), -(-config.effect_tokens // found.ids.shape[1]))
+    with_gradient = _with_gradient(config, found)
     losses = _losses_file(run, with_gradient * found.ids.shape[1])
     with stack:
         length = found.ids.shape[1]
@@ -168,7 +171,7 @@ def _records(run: Run, names: Sequence[str]) -> list[StudentRecord]:
 
 def _settings(run: Run, config: CollectConfig, host_fingerprint: str) -> dict[str, Any]:
     """What the text that is read depends on."""
-    about = {name: getattr(config, name) for name in ("tokens", "effect_tokens", "split", "contexts", "seed")}
+    about = {name: getattr(config, name) for name in ASKED}
     text = hashlib.sha256(json.dumps(run.info["text"], sort_keys=True).encode()).hexdigest()
     return {**about, "host": host_fingerprint, "text": text, "version": VERSION}
 
@@ -183,6 +186,11 @@ def _texts(run: Run, config: CollectConfig, host: Host, corpus: Corpus) -> Texts
     return found
 
 
+def _with_gradient(config: CollectConfig, found: Texts) -> int:
+    """Sequences on which gradients are taken."""
+    return min(len(found.ids), -(-config.effect_tokens // found.ids.shape[1]))
+
+
 def _finished(run: Run, record: StudentRecord, config: CollectConfig) -> bool:
     """Whether a student's database is there, for these weights and options."""
     if not units_path(run, record.name).is_file() or not text_path(run).is_file():
@@ -190,16 +198,10 @@ def _finished(run: Run, record: StudentRecord, config: CollectConfig) -> bool:
     store = UnitStore(run, record.name)
     store.close()
     meta = store.meta
-    asked = {name: str(getattr(config, name)) for name in ("tokens", "effect_tokens", "split", "contexts", "seed")}
+    asked = {name: str(getattr(config, name)) for name in ASKED}
     was = {name: meta.get(f"asked_{name}") for name in asked}
     if was != asked:
-        other = [name for name in asked if was[name] != asked[name]]
-        raise RunError(
-            f"{folder(run)} was collected with other options",
-            expected=", ".join(f"{name} {was[name]}" for name in other),
-            got=", ".join(f"{name} {asked[name]}" for name in other),
-            next="add --overwrite to collect anew (labels and notes stay)",
-        )
+        raise texts.other_options(folder(run), was, asked)
     return meta.get("weights_sha256") == run.weights_sha256(record.name)
 
 
@@ -265,10 +267,10 @@ def _table(layer: SparseLayer) -> torch.Tensor | None:
 
 
 def _meta(run: Run, config: CollectConfig, found: Texts, host: Host) -> dict[str, str]:
-    asked = {f"asked_{name}": getattr(config, name) for name in ("tokens", "effect_tokens", "split", "contexts", "seed")}
+    asked = {f"asked_{name}": getattr(config, name) for name in ASKED}
     length = found.ids.shape[1]
     counted = {"tokens": found.ids.size - len(found.ids), "sequences": len(found.ids), "documents": len(found.names)}
-    effect = min(len(found.ids), -(-config.effect_tokens // length)) * (length - 1)
+    effect = _with_gradient(config, found) * (length - 1)
     about = {
         "split": config.split,
         "seed": config.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -83,16 +83,21 @@ def kept(folder: Path, settings: dict[str, Any]) -> Texts | None:
         return None
     about = read_json(folder / "text.json")
     if about.get("settings") != settings:
-        was, other = about.get("settings", {}), [name for name, value in settings.items() if about.get("settings", {}).get(name) != value]
-        raise RunError(
-            f"{folder.parent} was collected with other options",
-            expected=", ".join(f"{name} {str(was.get(name))[:40]}" for name in other),
-            got=", ".join(f"{name} {str(settings[name])[:40]}" for name in other),
-            next="add --overwrite to collect anew (labels and notes stay)",
-        )
+        raise other_options(folder.parent, about.get("settings", {}), settings)
     data = check_sum(folder / "ids.npy", about["file_sha256"], mend="mxd collect RUN --overwrite")
     table = np.load(io.BytesIO(data), allow_pickle=False)
     return Texts(table[:, 1:], table[:, 0], list(about["names"]), about["ids_sha256"])
+
+
+def other_options(folder: Path, was: Mapping[str, Any], asked: Mapping[str, Any]) -> RunError:
+    """What is said of a folder that was collected with other options than those asked for."""
+    other = [name for name, value in asked.items() if was.get(name) != value]
+    return RunError(
+        f"{folder} was collected with other options",
+        expected=", ".join(f"{name} {str(was.get(name))[:40]}" for name in other),
+        got=", ".join(f"{name} {str(asked[name])[:40]}" for name in other),
+        next="add --overwrite to collect anew (labels and notes stay)",
+    )
 
 
 def write_database(path: Path, texts: Texts, losses: NDArray[np.float32], host: Host, split: str, meta: dict[str, str]) -> None:
