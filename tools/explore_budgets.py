@@ -3,7 +3,8 @@
     python tools/explore_budgets.py RUN [LARGE_RUN]
 
 Start-up is from the command to the first complete view, in a new process each time; the rest is medians over many. The export holds 500
-units of one student.
+units of one student. Collecting is done once more in a copy of the run, for as many of its students as are needed for 20,000 units; "beyond
+the host" is the whole command less what the host alone takes for that text.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mxd.sealed import write_json
 
 OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "explore-cpu.json"
 VISITS = 40
+COLLECTED_UNITS = 20_000
 
 
 @contextmanager
@@ -149,6 +151,35 @@ def exported(run: str, student: str) -> dict[str, float]:
         return {"units": 500, "bytes": out.stat().st_size, "seconds": round(seconds, 2)}
 
 
+def collected(run: str) -> dict[str, Any]:
+    """Seconds that ``mxd collect`` takes, and how many of them are not the host's own pass over the text."""
+    opened = Run.open(run)
+    chosen: list[str] = []
+    units = 0
+    for record in opened.students:
+        if record.n_units and units < COLLECTED_UNITS:
+            chosen.append(record.name)
+            units += record.n_units
+    with tempfile.TemporaryDirectory(dir=opened.path.parent) as folder:
+        copy = Path(folder) / "run"
+        shutil.copytree(opened.path, copy, ignore=shutil.ignore_patterns("explore", "*.lock"))
+        command = [sys.executable, "-m", "mxd", "collect", str(copy), "--students", *chosen]
+        seconds = timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        stores = [UnitStore(Run.open(copy), name) for name in chosen]
+    log = json.loads(stores[-1].meta["log"])
+    sequences, with_gradient = int(stores[0].meta["sequences"]), int(stores[0].meta["effect_tokens"])
+    length = int(stores[0].meta["tokens_per_sequence"])
+    plain = sequences * length - with_gradient // (length - 1) * length
+    host = log["host"] * sequences * length / plain
+    times = {"whole": seconds, "host_alone": host, "beyond_host": seconds - host, **{f"of it: {name}": each for name, each in log.items()}}
+    return {
+        "students": chosen,
+        "units": units,
+        "tokens": sequences * length,
+        "seconds": {name: round(each, 1) for name, each in times.items()},
+    }
+
+
 def main(run: str, large: str | None = None) -> None:
     opened = Run.open(run)
     names = [record.name for record in opened.students if record.n_units]
@@ -159,6 +190,7 @@ def main(run: str, large: str | None = None) -> None:
             rows["made-up units on a tiny host"] = viewed(browser, large)
         browser.close()
     rows["export"] = exported(run, names[0])
+    rows["collecting"] = collected(run)
     write_json(OUT, rows)
     print(json.dumps({key: value for key, value in rows.items() if key != "machine"}, indent=1))
 

@@ -1,5 +1,6 @@
 """Writes the tables of docs/results.md and README.md from docs/results/*.json, the reports of their runs, those of the studies from
-docs/results/studies/*.json (see study_tables.py), and those about speed and the plots from benchmarks/results/*.json (see bench_tables.py).
+docs/results/studies/*.json (see study_tables.py), and those about speed and the plots from benchmarks/results/*.json (see
+bench_tables.py, reliability_table.py and explore_table.py).
 
     python tools/results_tables.py
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_tables
+import explore_table
 import reliability_table
 import study_tables
 
@@ -38,6 +40,7 @@ def render() -> dict[Path, str]:
         PAGE: _filled(PAGE, {**study_tables.tables(), **own, **{mark: _study(mark) for mark in STUDIES}}),
         README: _filled(README, {"demo": _demo(_read(DOCS / "results" / "demo.json")), "speed": bench_tables.targets()}),
         reliability_table.PAGE: _filled(reliability_table.PAGE, {"reliability": reliability_table.table()}),
+        explore_table.PAGE: _filled(explore_table.PAGE, {"explore": explore_table.table()}),
         bench_tables.PAGE: _filled(bench_tables.PAGE, bench_tables.tables()),
         **bench_tables.plots(),
         **study_tables.plots(),
