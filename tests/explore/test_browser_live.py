@@ -175,6 +175,23 @@ def test_a_stored_context_is_read_again_as_it_was_collected(lab: Lab, server: Se
     assert coloured == set(own.nonzero()[:, 0].tolist()), "the link colours by the unit"
 
 
+def test_a_sentence_is_kept_and_read_again(lab: Lab, server: Served, tabs: Tabs) -> None:
+    tab = tabs.open(server, f"#/{MXD}/sentence")
+    read_sentence(tab, TEXT)
+    before = sent(tab)
+    answer(tab.page, "/api/sentences", tab.page.get_by_role("button", name="Keep this sentence").click)
+    tab.says(f"kept, as {MXD}, ")
+    tab.go(f"#/{MXD}/sentence")
+    row = tab.page.locator("tr", has_text=TEXT)
+    assert row.locator("td").first.inner_text().split(", ")[0] == MXD and row.count() == 1
+    answer(tab.page, "/api/sentence", tab.page.get_by_role("button", name=f"read again: {TEXT}").click)
+    tab.page.wait_for_selector(".sent")
+    tab.frame()
+    assert sent(tab) == before
+    tab.page.get_by_role("button", name=f"forget: {TEXT}").click()
+    tab.page.wait_for_function("() => !document.body.innerText.includes('Kept sentences')")
+
+
 # ---- the unit's page: one's own sentence, the exact effect ------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from mxd.checkpoint import Run
 from mxd.explore import export
 from mxd.explore.notes import Notes
 from mxd.explore.store import TextStore, text_path, units_path
+from tests.explore import keepsakes
 from tests.explore.browser import MXD, OTHER, Served, Tab, Tabs, chromium, live
 from tests.explore.handmade import LETTER, make_store
 
@@ -82,11 +83,10 @@ def hostile(odd: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     notes, weights = Notes(run), run.weights_sha256(MXD)
     notes.put(weights, 2, MXD, star=True, text=HOSTILE, tags=[MARKUP[:60]], expected=None)
     notes.put(weights, 3, MXD, star=True, text=LONG, tags=[], expected=None)
-    edits = [{"unit": 2, "op": "add", "value": 1, "at": "all"}]
-    request = {"student": MXD, "prompt": HOSTILE, "edits": edits, "lanes": ["host"], "greedy": True, "seed": 0, "tokens": 4}
-    stats = {"nats_per_token": 1.0, "repeats": 0, "splits_at": None, "tokens": 1, "stopped": MARKUP}
-    result = {"lanes": [{"lane": "host", "note": MARKUP, "stats": stats, "tokens": [[LETTER, HOSTILE, 0.5, 1.0]]}]}
+    request, result = keepsakes.bench_run(HOSTILE, HOSTILE, MARKUP, token=LETTER)
+    result["lanes"][0]["stats"]["stopped"] = MARKUP
     notes.save_bench(MXD, request, result)
+    notes.save_sentence({"text": HOSTILE}, HOSTILE, [MXD], keepsakes.sentence(HOSTILE, (MXD,), MARKUP))
     notes.close()
     return run
 

@@ -28,9 +28,11 @@ from mxd.explore.notes import Notes
 from mxd.explore.shelf import Shelf
 from mxd.explore.store import TextStore
 from mxd.unit_config import ExportConfig
+from tests.explore import keepsakes
 from tests.explore.handmade import make_store
 
 HOSTILE = "</script><script>document.title='ran'</script><img src=x onerror=alert(1)> \u2028\u202e\x00 end"
+SENTENCE = f"a treaty {HOSTILE}"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,10 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Run:
     notes, weights = Notes(run), run.weights_sha256("mxd-k2")
     notes.put(weights, 2, "mxd-k2", star=True, text=HOSTILE, tags=["<b>"], expected=None)
     notes.put(weights, 7, "mxd-k2", star=True, text="", tags=[], expected=None)
-    notes.save_bench("mxd-k2", {"student": "mxd-k2", "prompt": HOSTILE}, {"lanes": {}})
+    notes.save_bench("mxd-k2", *keepsakes.bench_run(HOSTILE, HOSTILE, HOSTILE))
+    notes.save_bench("mxd-k2", {"prompt": "not whole"}, {"lanes": {}})
+    notes.save_sentence({"text": SENTENCE}, SENTENCE, ["mxd-k2", "dense"], keepsakes.sentence(SENTENCE, ("mxd-k2", "dense"), HOSTILE))
+    notes.save_sentence({"text": "elsewhere"}, "elsewhere", ["dense"], keepsakes.sentence("elsewhere", ("dense",)))
     notes.close()
     return run
 
@@ -50,6 +55,11 @@ def answers(stored: Run) -> Iterator[Answers]:
     shelf = Shelf(stored.path)
     yield Answers(shelf)
     shelf.close()
+
+
+def held(unit: dict[str, Any]) -> dict[str, Any]:
+    """A unit that has no more contexts than are shown."""
+    return {**unit, "bands": [{**band, "kept": len(band["contexts"])} for band in unit["bands"]]}
 
 
 def data(page: str) -> dict[str, Any]:
@@ -95,11 +105,15 @@ def test_the_file_holds_what_the_server_answers(stored: Run, answers: Answers) -
         columns = np.frombuffer(base64.b64decode(part["columns"]["data"]), "<f4").reshape(len(COLUMNS), 40)
         np.testing.assert_array_equal(columns, answers.columns(name, COLUMNS)[1][:, units])
         for unit in units:
-            assert unit_of(found, part["units"][str(unit)]) == plain(unit_page.unit(answers, name, unit, n=3))
+            assert unit_of(found, part["units"][str(unit)]) == plain(held(unit_page.unit(answers, name, unit, n=3)))
         rows = [part["rows"][str(unit)] for unit in units]
         assert [{**row, "best": context(found, row["best"])} for row in rows] == plain(answers.rows(name, units)["units"])
         assert part["matches"] == plain(answers.matches(name))
-    assert found["notes"] == plain(answers.notes()["notes"]) and found["bench"] == plain(answers.shelf.notes.benches())
+    assert found["notes"] == plain(answers.notes()["notes"]) and found["bench"] == plain(answers.benches())
+    assert [one["request"]["prompt"] for one in found["bench"]] == [HOSTILE], "what is not whole is left out"
+    (kept,) = found["sentences"]
+    assert kept["request"] == {"text": SENTENCE} and kept["students"] == ["mxd-k2"], "of the students in the file"
+    assert kept["answer"] == keepsakes.sentence(SENTENCE, ("mxd-k2",), HOSTILE)
 
 
 def test_the_file_says_nothing_of_this_machine_s_folders(stored: Run) -> None:
@@ -383,6 +397,23 @@ def test_every_view_opens_from_a_file_and_asks_for_nothing(stored: Run, tmp_path
         assert found.said == [] and {url.split("#")[0] for url in found.asked} <= {path.as_uri()}, route
         assert found.page.title() != "ran"
         found.page.close()
+
+
+@pytest.mark.browser
+def test_kept_sentences_are_read_without_the_model(stored: Run, tmp_path: Path, opens: Callable[..., Opened]) -> None:
+    path = tmp_path / "page.html"
+    export.write_html(stored, path, units="starred")
+    found = opens(path, "#/mxd-k2/sentence")
+    found.page.get_by_role("button", name="read: a treaty").click()
+    found.page.wait_for_selector(".sent")
+    text = found.page.inner_text("#main")
+    assert "host 1.00, replaced 2.00, Δ +1.00" in text.replace("\u2009", " ") and "img src=x" in text, text
+    assert found.page.get_by_role("button", name="Keep this sentence").count() == 0
+    assert found.page.title() != "ran"
+    other = opens(path, "#/transcoder-k2/sentence")
+    other.page.get_by_role("button", name="read: a treaty").click()
+    other.page.wait_for_function("document.getElementById('main').innerText.includes('did not read this sentence')")
+    assert found.said == [] == other.said
 
 
 @pytest.mark.browser

@@ -30,6 +30,7 @@ from mxd.explore.routes import Site
 from mxd.explore.shelf import Shelf
 from mxd.explore.store import text_path, units_path
 from mxd.pipeline import evaluate
+from tests.explore import keepsakes
 from tests.explore.browser import MXD, OTHER, Client, columns_of, no_host, strict, until
 from tests.explore.handmade import LETTER
 
@@ -313,10 +314,14 @@ def test_notes_on_other_weights_are_stale(run: Run, browse: Callable[..., Client
 def test_bench_runs_are_kept(run: Run, browse: Callable[..., Client]) -> None:
     client = browse(run)
     assert client.get("/api/bench") == {"runs": []}
-    kept = client.post("/api/bench", {"student": MXD, "request": {"seed": 1}, "result": {"lanes": {}}})["id"]
-    assert [(r["id"], r["request"], r["student"]) for r in client.get("/api/bench")["runs"]] == [(kept, {"seed": 1}, MXD)]
+    asked, result = keepsakes.bench_run()
+    kept = client.post("/api/bench", {"student": MXD, "request": asked, "result": result})["id"]
+    assert [(r["id"], r["request"], r["result"], r["student"]) for r in client.get("/api/bench")["runs"]] == [(kept, asked, result, MXD)]
     client.error("POST", "/api/bench", 422, {"student": MXD, "request": [], "result": {}})
+    client.error("POST", "/api/bench", 422, {"student": MXD, "request": asked, "result": {"lanes": {}}})
     client.error("POST", "/api/bench", 413, {"student": MXD, "request": {}, "result": {"text": "x" * 210_000}})
+    client.site.shelf.notes.save_bench(MXD, asked, {"lanes": {}})
+    assert [r["id"] for r in client.get("/api/bench")["runs"]] == [kept], "what is not whole is not shown"
     client.error("POST", "/api/bench", 404, {"student": "nobody", "request": {}, "result": {}})
     assert client.http.delete(f"/api/bench/{kept}").status_code == 200 and client.get("/api/bench") == {"runs": []}
 
@@ -479,6 +484,28 @@ def test_numbers_that_are_none_are_refused(live: Client) -> None:
     for body in (b"[]", b"", b"\xff", b"[" * 100_000, b'{"seed": ' + b"1" * 9000 + b"}"):
         answer = live.http.post("/api/generate", content=body, headers={"content-type": "application/json"})
         assert answer.status_code == 400, answer.text
+
+
+def test_sentences_are_kept(live: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert live.get("/api/sentences") == {"sentences": []}
+    name = live.post("/api/sentences", {"text": "law people", "students": [MXD, "dense"]})["id"]
+    assert live.post("/api/sentences", {"text": "law people", "students": [MXD, OTHER]}) == {"id": name}, "in the place of the first"
+    other = live.post("/api/sentences", {"seq": 3, "students": [OTHER]})["id"]
+    listed = {one["id"]: one for one in live.get("/api/sentences")["sentences"]}
+    assert set(listed) == {name, other} and "answer" not in listed[name]
+    assert (listed[name]["request"], listed[name]["text"], listed[name]["students"]) == ({"text": "law people"}, "law people", [MXD, OTHER])
+    assert listed[other]["request"] == {"seq": 3} and listed[other]["text"] == live.site.shelf.text().store.sequence(3).text[:300]
+    again = live.post("/api/sentence", {"text": "law people", "students": [MXD, OTHER]})
+    assert {one["id"]: one["answer"] for one in live.site.answers.sentences([MXD, OTHER])}[name] == again
+    assert [[s["name"] for s in one["answer"]["students"]] for one in live.site.answers.sentences([MXD])] == [[MXD]]
+    live.site.shelf.notes.save_sentence({"text": "odd"}, "odd", [MXD], {})
+    assert len(live.site.answers.sentences([MXD])) == 1, "what is not whole is left out"
+    live.error("POST", "/api/sentences", 404, {"text": "a", "students": ["nobody"]})
+    monkeypatch.setattr("mxd.explore.live_routes.MOST_KEPT", 100)
+    live.error("POST", "/api/sentences", 413, {"text": "a", "students": [MXD]})
+    for one in live.get("/api/sentences")["sentences"]:
+        assert live.http.delete(f"/api/sentences/{one['id']}").status_code == 200
+    assert live.get("/api/sentences") == {"sentences": []}
 
 
 def test_a_sentence_and_a_collected_one(live: Client) -> None:

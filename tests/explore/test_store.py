@@ -15,7 +15,7 @@ from mxd.checkpoint import Run
 from mxd.errors import RunError
 from mxd.explore import schema
 from mxd.explore.notes import Conflict, Notes
-from mxd.explore.store import TextStore, UnitStore, making, units_path
+from mxd.explore.store import TextStore, UnitStore, create, making, notes_path, units_path
 from tests.explore.handmade import make_store
 
 
@@ -171,6 +171,28 @@ def test_notes(copy: Run) -> None:
     assert notes.benches()[0]["id"] == name
     notes.delete_bench(name)
     assert notes.benches() == []
+    notes.save_sentence({"text": "a b"}, "a b", ["mxd-k2"], {"mean_from": 0})
+    name = notes.save_sentence({"text": "a b"}, "a b", ["mxd-k2"], {"mean_from": 1})
+    assert [(one["id"], one["request"], one["students"]) for one in notes.sentences()] == [(name, {"text": "a b"}, ["mxd-k2"])], "once"
+    assert notes.sentence(name) == {"mean_from": 1} and notes.sentence("other") is None
+    notes.delete_sentence(name)
+    assert notes.sentences() == []
+
+
+def test_notes_of_before_sentences_were_kept(copy: Run) -> None:
+    older = {name: made for name, made in schema.NOTES.items() if name != "sentence"}
+    notes_path(copy).parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(notes_path(copy))) as database, database:
+        create(database, older)
+        database.execute("INSERT INTO note VALUES ('sha', 3, 'mxd-k2', 1, 'old', '[]', '2026')")
+    notes = Notes(copy)
+    assert [note["text"] for note in notes.all()] == ["old"] and notes.sentences() == []
+    assert notes.save_sentence({"seq": 1}, "a", ["mxd-k2"], {})
+    notes.close()
+    with closing(sqlite3.connect(notes_path(copy))) as database, database:
+        database.execute("DROP TABLE bench")
+    with pytest.raises(RunError, match="damaged"):
+        Notes(copy)
 
 
 def test_notes_of_many_threads(copy: Run) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..checkpoint import Run, StudentRecord
 from ..errors import MxdError, RunError
 from ..sealed import read_json
-from . import banners, schema, weights
+from . import banners, kept, schema, weights
 from .contexts import cut, shown
 from .replies import Refusal, short, told
 from .shelf import Shelf, Units
@@ -204,6 +204,21 @@ class Answers:
         run = self.shelf.run
         weights = {run.weights_sha256(record.name) for record in run.students}
         return {"notes": [{**note, "stale": note["weights_sha"] not in weights} for note in self.shelf.notes.all()]}
+
+    def benches(self) -> list[dict[str, Any]]:
+        """The kept bench runs that are whole."""
+        return [one for one in self.shelf.notes.benches() if kept.bench(one["student"], one["request"], one["result"]) is None]
+
+    def sentences(self, students: Collection[str]) -> list[dict[str, Any]]:
+        """The kept sentences that are whole, with what these students made of them; none that none of them read."""
+        found: list[dict[str, Any]] = []
+        for one in self.shelf.notes.sentences():
+            answer = self.shelf.notes.sentence(one["id"])
+            if kept.sentence(one["request"], answer) is None:
+                read = [student for student in answer["students"] if student["name"] in students]
+                names = [student["name"] for student in read]
+                found += [{**one, "students": names, "answer": {**answer, "students": read}}] if read else []
+        return found
 
     def _weights(self, units: Units) -> str:
         return units.store.meta.get("weights_sha256", "")

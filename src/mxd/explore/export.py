@@ -161,8 +161,8 @@ def _data(answers: Answers, parts: Mapping[str, Sequence[int]], contexts: int, *
         "run": portable(answers.run(), run.path),
         "students": {name: _student(answers, name, units, contexts, packing) for name, units in parts.items()},
         "notes": [note for note in answers.notes()["notes"] if note["weights_sha"] in weights],
-        "bench": [kept for kept in answers.shelf.notes.benches() if kept["student"] in parts],
-        "sentences": [],
+        "bench": [kept for kept in answers.benches() if kept["student"] in parts],
+        "sentences": answers.sentences(parts),
     }
     return {**found, **packing.tables()} if texts else found
 
@@ -200,7 +200,8 @@ def _student(answers: Answers, name: str, units: Sequence[int], contexts: int, p
 
 def _unit(answers: Answers, name: str, unit: int, contexts: int, packing: Packing) -> dict[str, Any]:
     found = unit_page.unit(answers, name, unit, n=contexts)
-    return {**found, "bands": [{**band, "contexts": [packing.context(c) for c in band["contexts"]]} for band in found["bands"]]}
+    packed = [{**band, "contexts": [packing.context(c) for c in band["contexts"]]} for band in found["bands"]]
+    return {**found, "bands": [{**band, "kept": len(band["contexts"])} for band in packed]}
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------------------

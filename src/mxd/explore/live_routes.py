@@ -13,7 +13,7 @@ from starlette.responses import Response
 from ..errors import MxdError
 from . import asks, schema
 from .live import Job
-from .replies import Refusal
+from .replies import Refusal, finite, to_json
 from .routes import Answer, Site, apart, reply, result, site_of, streamed
 
 if TYPE_CHECKING:
@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 FIRINGS = 60
 """Firings, at most, that an exact ablation measures: ten of each of six strata."""
 LABELS_AT_ONCE = 500
+MOST_KEPT = 2 * 2**20
+"""Bytes of one kept sentence."""
+SHOWN = 300
+"""Characters by which a kept sentence is listed."""
 
 
 def routes() -> list[tuple[str, str, Answer]]:
     """Method, path and answer."""
     return [
         ("POST", "/api/sentence", _sentence),
+        ("POST", "/api/sentences", _keep_sentence),
         ("POST", "/api/heat", _heat),
         ("POST", "/api/dose", _dose),
         ("POST", "/api/ablate", _ablate),
@@ -45,6 +50,24 @@ async def _body(request: Request) -> tuple[Site, asks.Body, dict[str, int], str]
 
 
 async def _sentence(request: Request) -> Response:
+    return reply((await _read(request))[1])
+
+
+async def _keep_sentence(request: Request) -> Response:
+    """Read it once more, and keep what was read: for exported files, which have no model."""
+    site = site_of(request)
+    ask, read = await _read(request)
+    found = finite(read)
+    if len(to_json(found)) > MOST_KEPT:
+        raise Refusal(413, "this sentence is too large to be kept", expected=f"at most {MOST_KEPT:,} bytes", next="keep a shorter one")
+    about: dict[str, Any] = {"text": ask.text} if ask.seq is None else {"seq": ask.seq}
+    about |= {"special": True} if ask.special else {}
+    text = found["tokens"]["text"][:SHOWN]
+    return reply({"id": await apart(lambda: site.shelf.notes.save_sentence(about, text, list(ask.students), found))})
+
+
+async def _read(request: Request) -> tuple[asks.Reading, dict[str, Any]]:
+    """A text under the host and some students, with labels."""
     site, body, students, pane = await _body(request)
     ask = asks.reading(body, students)
     ids = await _collected(site, ask)
@@ -57,7 +80,7 @@ async def _sentence(request: Request) -> Response:
     found = await result(request, Job("reading a sentence", work, pane=pane))
     for student in found["students"]:
         student["labels"] = await apart(partial(_labels, site, student["name"], sorted(set(student["units"]["unit"]))))
-    return reply(found)
+    return ask, found
 
 
 async def _collected(site: Site, ask: asks.Reading) -> list[int] | None:

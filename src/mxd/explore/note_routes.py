@@ -1,4 +1,4 @@
-"""Addresses of what the user keeps: notes, bench runs, and the exported file."""
+"""Addresses of what the user keeps: notes, bench runs, sentences, and the exported file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 from starlette.requests import Request
 from starlette.responses import Response
 
-from . import asks, export
+from . import asks, export, kept
 from .answers import check_unit
 from .notes import LONGEST_NOTE, MOST_TAGS
 from .replies import Refusal
@@ -31,6 +31,8 @@ def routes() -> list[tuple[str, str, Answer]]:
         ("GET", "/api/bench", _benches),
         ("POST", "/api/bench", _save_bench),
         ("DELETE", "/api/bench/{id}", _delete_bench),
+        ("GET", "/api/sentences", _sentences),
+        ("DELETE", "/api/sentences/{id}", _delete_sentence),
         ("POST", "/api/export", _export),
         ("POST", "/api/export/size", _export_size),
     ]
@@ -80,24 +82,37 @@ def _whole(text: str) -> str:
 
 async def _benches(request: Request) -> Response:
     site = site_of(request)
-    return reply({"runs": await apart(lambda: site.shelf.notes.benches())})
+    return reply({"runs": await apart(site.answers.benches)})
 
 
 async def _save_bench(request: Request) -> Response:
     site, body = site_of(request), asks.body_of(await request.body())
-    student = asks.named(body, await apart(site.students))
+    students = await apart(site.students)
+    student = asks.named(body, students)
     asked, result = body.get("request"), body.get("result")
-    if not isinstance(asked, dict) or not isinstance(result, dict):
-        raise Refusal(422, "a bench run of another form", expected="request and result, JSON objects")
     if len(json.dumps([asked, result])) > MOST_KEPT:
         raise Refusal(413, "this bench run is too large to be kept", expected=f"at most {MOST_KEPT:,} bytes")
-    kept = cast("tuple[asks.Body, asks.Body]", (asked, result))
-    return reply({"id": await apart(lambda: site.shelf.notes.save_bench(student, *kept))})
+    fault = kept.bench(student, asked, result, students[student])
+    if fault is not None:
+        raise Refusal(422, "a bench run of another form", expected="request and result as the bench makes them", got=fault)
+    run = cast("tuple[asks.Body, asks.Body]", (asked, result))
+    return reply({"id": await apart(lambda: site.shelf.notes.save_bench(student, *run))})
 
 
 async def _delete_bench(request: Request) -> Response:
     site, name = site_of(request), request.path_params["id"]
     await apart(lambda: site.shelf.notes.delete_bench(name))
+    return reply({"deleted": True})
+
+
+async def _sentences(request: Request) -> Response:
+    site = site_of(request)
+    return reply({"sentences": await apart(lambda: site.shelf.notes.sentences())})
+
+
+async def _delete_sentence(request: Request) -> Response:
+    site, name = site_of(request), request.path_params["id"]
+    await apart(lambda: site.shelf.notes.delete_sentence(name))
     return reply({"deleted": True})
 
 

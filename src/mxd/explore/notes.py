@@ -1,7 +1,8 @@
-"""``notes.sqlite``: the user's stars, notes, tags and saved bench runs. Collecting never touches it."""
+"""``notes.sqlite``: the user's stars, notes, tags, kept bench runs and kept sentences. Collecting never touches it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ from .store import create, notes_path, now
 LONGEST_NOTE = 20_000
 """Characters of a note."""
 MOST_TAGS = 20
+_ADDED = "sentence"
 _FIELDS = ("weights_sha", "unit", "student", "star", "text", "tags", "updated")
 
 
@@ -45,9 +47,12 @@ class Notes:
                 connection.execute("BEGIN IMMEDIATE")  # two servers may both find none
                 if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                     create(connection, schema.NOTES)
+                found = _tables(connection)
+                if found == {name: made for name, made in schema.NOTES.items() if name != _ADDED}:  # of before there was that table
+                    connection.execute(schema.NOTES[_ADDED])
+                    found = _tables(connection)
                 connection.execute("COMMIT")
                 connection.execute("PRAGMA journal_mode = WAL")
-                found = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
             except sqlite3.Error as error:
                 raise self._damaged(str(error)) from None
@@ -139,6 +144,34 @@ class Notes:
         """Forget a bench run."""
         with self._lock:
             self._open().execute("DELETE FROM bench WHERE id = ?", (name,))
+
+    def sentences(self) -> list[dict[str, Any]]:
+        """Kept sentences without what was read of them, the newest first."""
+        rows = self._ask("SELECT id, request, text, students, created FROM sentence ORDER BY created DESC")
+        return [{"id": i, "request": json.loads(q), "text": t, "students": json.loads(s), "created": c} for i, q, t, s, c in rows]
+
+    def sentence(self, name: str) -> Any:
+        """What was read of a kept sentence; None if there is no such one."""
+        rows = self._ask("SELECT answer FROM sentence WHERE id = ?", (name,))
+        return json.loads(rows[0][0]) if rows else None
+
+    def save_sentence(self, request: dict[str, Any], text: str, students: list[str], answer: dict[str, Any]) -> str:
+        """Keep a sentence that was read, in the place of what was kept of it before; returns its id."""
+        asked = json.dumps(request, sort_keys=True)
+        name = hashlib.sha256(asked.encode()).hexdigest()[:12]
+        with self._lock:
+            values = (name, asked, text, json.dumps(students), json.dumps(answer), now())
+            self._open().execute("INSERT OR REPLACE INTO sentence VALUES (?, ?, ?, ?, ?, ?)", values)
+        return name
+
+    def delete_sentence(self, name: str) -> None:
+        """Forget a sentence."""
+        with self._lock:
+            self._open().execute("DELETE FROM sentence WHERE id = ?", (name,))
+
+
+def _tables(connection: sqlite3.Connection) -> dict[str, str]:
+    return dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
 
 
 def _note(row: tuple[Any, ...]) -> dict[str, Any]:

@@ -58,6 +58,8 @@ NOTES: dict[str, str] = {
     "text TEXT NOT NULL, tags TEXT NOT NULL, updated TEXT NOT NULL, PRIMARY KEY (weights_sha, unit))",
     "bench": "CREATE TABLE bench (id TEXT PRIMARY KEY, student TEXT NOT NULL, request TEXT NOT NULL, result TEXT NOT NULL, "
     "created TEXT NOT NULL)",
+    "sentence": "CREATE TABLE sentence (id TEXT PRIMARY KEY, request TEXT NOT NULL, text TEXT NOT NULL, students TEXT NOT NULL, "
+    "answer TEXT NOT NULL, created TEXT NOT NULL)",
 }
 """tags: a JSON list; updated, created: ISO 8601 in UTC."""
 

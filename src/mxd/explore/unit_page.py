@@ -90,9 +90,8 @@ def _bands(
         known = at < schema.TWINS and len(edges) == 7
         low, high = (float(edges[1 + at]), float(edges[at if at > 1 else 0])) if known else (None, None)
         contexts_shown = [shown(context, text) for context in contexts[start : start + n]]
-        found.append(
-            {"band": at, "name": schema.BANDS[at], "low": short(low), "high": short(high), "fires": fires, "contexts": contexts_shown}
-        )
+        about = {"band": at, "name": schema.BANDS[at], "low": short(low), "high": short(high), "fires": fires, "kept": len(contexts)}
+        found.append({**about, "contexts": contexts_shown})
     return found
 
 

@@ -4,6 +4,7 @@
   const { mxd } = window;
   const { h, ui, fmt, heat, charts } = mxd;
   const TOP = 12;
+  const MOST = 4; // students that a text is read by at once
   const NATS = 2; // Δ loss is drawn on a fixed scale, so that two sentences can be compared
   const known = (v) => v !== null && v !== undefined && Number.isFinite(v);
 
@@ -80,10 +81,10 @@
       const first = h("p", { class: "soft" }, "Or begin with a held-out sentence:");
       return void el.replaceChildren(...(run.examples.length ? [first, ...run.examples.map((e) => line(e.text, { seq: e.seq }))] : []));
     }
-    const kept = await mxd.source.sentences();
-    const what = kept.length ? "these sentences were read before." : "no sentence was read before.";
+    const { sentences } = await mxd.source.sentences();
+    const what = sentences.length ? "these sentences were kept." : "no sentence was kept.";
     el.replaceChildren(ui.empty(`This is an exported file: it holds results, not the model; ${what}`, `mxd explore ${run.name}`),
-      ...kept.map(({ request: r, answer }) => line(answer.tokens.text, r.text ? { text: r.text } : { seq: r.seq })));
+      ...sentences.map(({ request: r, text }) => line(text, r.text ? { text: r.text } : { seq: r.seq })));
   };
   /** The reader's own sentence with one unit's activations; max: the unit's largest a, null if unknown. */
   mxd.ownSentence = (student, unit, max, signal) => {
@@ -148,6 +149,7 @@
     if (old) out.setAttribute("aria-busy", "true");
     else out.replaceChildren(ui.loading(320));
     const { at, ...asked } = body;
+    now.asked = asked;
     const from = ctx.student.store ? mxd.source.columns(ctx.student.name, ["max_a"]).catch(() => ({})) : {};
     ask(async (signal) => [await mxd.source.sentence({ ...asked, students: [ctx.student.name] }, { signal }), await from],
       ([answer, columns]) => {
@@ -304,12 +306,42 @@
     const other = h("a", { href: mxd.href({ view: "compare",
       query: mxd.route().query.has("seq") ? { seq: mxd.route().query.get("seq") } : { text: mxd.route().query.get("text") } }) },
       "Compare students on it");
+    now.keeping = h("div", { class: "line" }, other, mxd.source.live && ui.button("Keep this sentence", keep, { "data-live": true,
+      title: "what was read is kept in the run, and goes into exported files" }));
     out.replaceChildren(h("section", { class: "panel" }, summary(),
-      h("div", { class: "line" }, h("span", { class: "soft" }, "colour"), now.pickers, now.unitNow, now.legend), now.sent, other),
+      h("div", { class: "line" }, h("span", { class: "soft" }, "colour"), now.pickers, now.unitNow, now.legend), now.sent, now.keeping),
       h("section", { class: "panel", "aria-label": "the pinned token" }, now.panel), now.strongest.length ? strip() : "");
     paint();
     pinned();
   }
+  // ---- kept sentences -------------------------------------------------------------------------------------------------------
+  /** Have it read once more by this student and up to three others that have units, and kept. */
+  async function keep() {
+    const { ctx, asked, keeping } = now;
+    const others = ctx.run.students.filter((s) => s.store && s.name !== ctx.student.name).map((s) => s.name);
+    const students = [ctx.student.name, ...others].slice(0, MOST);
+    try {
+      await mxd.source.saveSentence({ ...asked, students }, { signal: ctx.signal });
+      keeping.append(h("span", { class: "soft", role: "status" }, `kept, as ${students.join(", ")} read it`));
+      await kept();
+    } catch (error) {
+      if (!mxd.aborted(error)) keeping.after(ui.failed(error, keep));
+    }
+  }
+  async function kept() {
+    const { ctx, list } = now;
+    const { sentences } = await mxd.source.sentences({ signal: ctx.signal });
+    const line = ({ id, request, text, students, created }) => h("tr", null, h("th", { scope: "row" }, heat.text(text.slice(0, 80))),
+      h("td", null, students.join(", ")), h("td", { title: created }, fmt.ago(created)),
+      h("td", { class: "line" }, ui.button("Read", () => read(request.text === undefined ? { seq: request.seq } : { text: request.text }),
+        { "data-live": true, "aria-label": `read again: ${text.slice(0, 60)}` }),
+      ui.button("Forget", () => mxd.source.deleteSentence(id).then(kept, (error) => list.append(ui.failed(error))),
+        { "aria-label": `forget: ${text.slice(0, 60)}` })));
+    list.replaceChildren(...(sentences.length ? [h("h2", null, "Kept sentences"), h("div", { class: "scroll" }, h("table", { class: "plain" },
+      h("thead", null, h("tr", null, ["sentence", "read by", "when"].map((name) => h("th", { scope: "col" }, name)), h("td"))),
+      h("tbody", null, sentences.map(line))))] : []));
+  }
+
   function fromRoute({ query }) {
     const at = query.has("at") ? Number(query.get("at")) : undefined;
     now.colour = /^(loss|kl|\d+)$/.test(query.get("colour") || "") ? query.get("colour") : "delta";
@@ -323,8 +355,11 @@
     title: "Sentence",
     mount(el, route, ctx) {
       const form = mxd.textForm((text) => read({ text }), ctx.signal);
-      now = { ctx, form, out: h("div", { class: "stack" }), ask: mxd.latest(), pin: null };
-      el.append(h("h1", { class: "sr" }, "Sentence"), mxd.source.live ? h("section", { class: "panel" }, form.el) : "", now.out);
+      now = { ctx, form, out: h("div", { class: "stack" }), ask: mxd.latest(), pin: null,
+        list: h("section", { class: "stack" }) };
+      const { list } = now;
+      el.append(h("h1", { class: "sr" }, "Sentence"), mxd.source.live ? h("section", { class: "panel" }, form.el) : "", now.out, list);
+      if (mxd.source.live) kept().catch((error) => !mxd.aborted(error) && list.replaceChildren(ui.failed(error)));
       if (route.query.has("text")) form.area.value = route.query.get("text");
       fromRoute(route);
       return () => (now.ask.cancel(), (now = null));

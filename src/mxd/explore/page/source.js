@@ -122,7 +122,9 @@
     deleteBench: (id, opts) => call("DELETE", `/api/bench/${encodeURIComponent(id)}`, opts),
     exportSize: post("/api/export/size"),
     exportFile: async (body, opts) => (await call("POST", "/api/export", { body, raw: true, ...opts })).blob(),
-    sentences: async () => [],
+    sentences: (opts) => call("GET", "/api/sentences", opts),
+    saveSentence: post("/api/sentences"),
+    deleteSentence: (id, opts) => call("DELETE", `/api/sentences/${encodeURIComponent(id)}`, opts),
   };
   async function fetchColumns(student, names) {
     return unpackColumns(await (await call("GET", of(student, `columns?names=${names.join(",")}`), { raw: true })).arrayBuffer());
@@ -196,12 +198,16 @@
     async sentence(body) {
       const same = ({ request: r }) => (body.text === undefined ? r.seq === body.seq : r.text === body.text);
       const found = ((await data()).sentences || []).find(same);
-      return found ? found.answer : onlyLive();
+      if (!found) return onlyLive();
+      const read = body.students.map((name) => found.answer.students.find((one) => one.name === name)).filter(Boolean);
+      if (read.length) return { ...found.answer, students: read };
+      throw new mxd.ApiError({ what: `${body.students.join(", ")} did not read this sentence before it was kept.`,
+        expected: found.students.join(", "), next: again() });
     },
     notes: async () => ({ notes: (await data()).notes || [] }),
     note: async (student, u) => ((await data()).notes || []).find((note) => note.student === student && note.unit === Number(u)) || null,
     benches: async () => ({ runs: (await data()).bench || [] }),
-    sentences: async () => (await data()).sentences || [],
+    sentences: async () => ({ sentences: (await data()).sentences || [] }),
   };
 
   /** One interface to both: mxd.source.live says which. Calls take {signal} last and reject with mxd.ApiError or AbortError. */

@@ -217,7 +217,7 @@
     const range = twin ? `tokens like its peaks where this ${word()} is off`
       : `a ${fmt.num(b.low)} to ${fmt.num(b.high)}, ${fmt.int(b.fires)} firings`;
     const more = ui.button("more", () => extend(b, rows, more),
-      { "aria-label": `more of ${b.name}`, hidden: b.contexts.length < AT_ONCE, "data-live": true });
+      { "aria-label": `more of ${b.name}`, hidden: b.contexts.length >= b.kept, "data-live": true });
     return h("section", { "aria-label": `band ${b.name}` }, h("h3", null, b.name, " ", h("small", null, range)),
       b.contexts.length ? rows : h("p", { class: "soft" }, twin ? "No such token was found." : "No firing in this band."), more);
   }
@@ -230,7 +230,7 @@
       b.contexts.push(...found);
       rows.append(...found.map((c) => row(c, b.band === TWINS)));
       heat.centre(rows);
-      more.hidden = found.length < AT_ONCE;
+      more.hidden = !found.length || b.contexts.length >= b.kept;
       if (found.length) focusOn(rows.children[b.contexts.length - found.length].querySelector(".ctx"));
       ui.announce(found.length ? `${found.length} more` : "there are no more");
     } catch (error) {
