@@ -72,7 +72,7 @@ LAWS: dict[str, str] = {
     r"written": r"devices|layers/.*|ops/.*",
     r"evals/.*": r"evals/.*|endpoint|devices|edits|written|host|text|labelled|harvest|layers/.*|ops/.*|checkpoint|sealed|recipes|timing"
     r"|__init__",
-    r"explore/.*": r"explore/.*|endpoint|host|text|harvest|layers/.*|checkpoint|sealed|written|devices|interop/.*|edits|decoding",
+    r"explore/.*": r"explore/.*|endpoint|host|text|harvest|layers/.*|ops/.*|checkpoint|sealed|written|devices|interop/.*|edits|decoding",
     r"recipes|options|progress": r"$^",
     r"tables": r"lanes",
     r"printing": r"tables|checkpoint|evals/.*",

@@ -28,7 +28,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from mxd.bench.machine import machine, versions
 from mxd.checkpoint import Run
 from mxd.explore.store import UnitStore
-from mxd.sealed import write_json
+from mxd.sealed import read_json, write_json
 
 OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "explore-cpu.json"
 VISITS = 40
@@ -166,7 +166,7 @@ def collected(run: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "mxd", "collect", str(copy), "--students", *chosen]
         seconds = timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         stores = [UnitStore(Run.open(copy), name) for name in chosen]
-    log = json.loads(stores[-1].meta["log"])
+        log = read_json(copy / "explore" / "collect.json")["seconds"]
     sequences, with_gradient = int(stores[0].meta["sequences"]), int(stores[0].meta["effect_tokens"])
     length = int(stores[0].meta["tokens_per_sequence"])
     plain = sequences * length - with_gradient // (length - 1) * length

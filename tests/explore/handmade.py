@@ -21,8 +21,9 @@ from safetensors.numpy import load_file, save_file
 
 import mxd
 from mxd.checkpoint import Run
-from mxd.explore import collect, schema, texts
+from mxd.explore import collect, databases, schema, texts
 from mxd.explore.codes import CodesWriter, codes_folder
+from mxd.explore.progress import Progress
 from mxd.explore.store import making, text_path, units_path
 from mxd.pipeline import reopen
 from mxd.sealed import read_json, write_sealed
@@ -72,7 +73,7 @@ def make_store(
 def fill(run: Run, config: CollectConfig, seed: int = 0) -> Run:
     """Collect with made-up codes."""
     host, corpus = reopen(run)
-    progress = collect._Progress(run, lambda _done, _note: None)
+    progress = Progress(run, lambda _done, _note: None)
     found = collect._texts(run, config, host, corpus)
     losses = np.full(found.ids.shape, np.nan, np.float32)
     losses[:, 1:] = 2.0
@@ -85,7 +86,7 @@ def fill(run: Run, config: CollectConfig, seed: int = 0) -> Run:
             writer.add(len(found.ids), **made_up(found.ids, record.n_units, seed))
             writer.commit()
             writer.close()
-    collect._build(run, config, found, host, meta, progress)
+    databases.make(run, config, found, host, meta, progress)
     return run
 
 

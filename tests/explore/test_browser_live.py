@@ -808,6 +808,26 @@ def test_a_view_can_be_walked_by_tab_and_axe_has_nothing_against_it(
         tab.frame()
         assert violations(tab.page, axe_source) == [], theme
     assert tab.page.evaluate("() => getComputedStyle(document.body).colorScheme") == "dark"
+    for width in (420, 320):  # a phone, and 1,280 pixels at 400 %
+        tab.page.set_viewport_size({"width": width, "height": 640})
+        tab.frame()
+        beyond = tab.page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert beyond <= 0, f"{beyond} pixels to scroll sideways at {width}"
+        assert violations(tab.page, axe_source) == [], width
+
+
+def test_a_unit_is_printed_without_controls_and_dark_on_white(lab: Lab, server: Served, tabs: Tabs) -> None:
+    tab = tabs.open(server, views(lab)["unit"])
+    fill_view(tab, "unit")
+    tab.page.emulate_media(color_scheme="dark", media="print")
+    tab.frame()
+    shown = "all => all.filter(el => el.checkVisibility()).length"
+    assert tab.page.locator(".frame, main button, main input, main select").evaluate_all(shown) == 0
+    assert tab.page.locator("main .ctx").evaluate_all(shown) > 10 and tab.page.locator("main .facts, main .bars").evaluate_all(shown) > 1
+    assert tab.page.evaluate("() => getComputedStyle(document.body).color") == "rgb(26, 26, 26)"
+    assert tab.page.evaluate("() => getComputedStyle(document.body).backgroundColor") in ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0)")
+    pages = re.findall(rb"/Type\s*/Page\b", tab.page.pdf(format="A4", print_background=True))
+    assert 1 <= len(pages) <= 8
 
 
 def open_dialog(tab: Tab, name: str) -> None:

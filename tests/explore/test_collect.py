@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mxd.checkpoint import Run
 from mxd.cli import main
 from mxd.errors import ConfigError, RunError
 from mxd.explore import collect as module
-from mxd.explore import gradients, reading
+from mxd.explore import databases, directions, gradients, reading
 from mxd.explore.codes import Codes, codes_folder
 from mxd.explore.collect import collect
 from mxd.explore.store import TextStore, UnitStore, folder, units_path
@@ -57,7 +58,7 @@ def bits(run: Run) -> dict[str, Any]:
         with closing(sqlite3.connect(path)) as database:
             for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
                 rows = database.execute(f"SELECT * FROM {table}").fetchall()
-                found[f"{path.name}/{table}"] = [row for row in rows if row[0] not in ("created", "log")]
+                found[f"{path.name}/{table}"] = [row for row in rows if row[0] != "created"]
     return found
 
 
@@ -173,6 +174,51 @@ def test_a_stopped_pass_goes_on_to_the_same_bits(collected: Run, text: Path, tmp
     collect(run, SMALL, opener(text))
     assert bits(run) == bits(collected)
     assert read_json(folder(run) / "collect.json")["state"] == "done"
+
+
+def test_stopped_while_databases_are_made(collected: Run, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The databases in the making are given up at their next chunk, nothing of them is left, and none is begun."""
+    run = write_run(tmp_path / "run", text, KINDS)
+    begun, own = threading.Event(), databases.build
+
+    def waits(*args: Any, halt: threading.Event, **how: Any) -> None:
+        begun.set()
+        assert halt.wait(20)
+        own(*args, halt=halt, **how)
+
+    def stops(*args: Any) -> Any:
+        if begun.wait(1):
+            raise KeyboardInterrupt
+        return written(*args)
+
+    written = directions.written
+    monkeypatch.setattr(databases, "build", waits)
+    monkeypatch.setattr(directions, "written", stops)
+    with pytest.raises(KeyboardInterrupt):
+        collect(run, SMALL, opener(text))
+    monkeypatch.undo()
+    assert [path.name for path in folder(run).glob("*.sqlite")] == ["text.sqlite"] and not list(folder(run).glob(".*.writing"))
+    assert read_json(folder(run) / "collect.json")["why"] == "stopped"
+    collect(run, SMALL, opener(text))
+    assert bits(run) == bits(collected)
+
+
+def test_what_goes_wrong_in_a_database_is_said(collected: Run, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", text, KINDS)
+    own = databases.build
+
+    def full(path: Path, *args: Any, **how: Any) -> None:
+        if path.stem == "transcoder-k4":
+            raise OSError(28, "No space left on device")
+        own(path, *args, **how)
+
+    monkeypatch.setattr(databases, "build", full)
+    with pytest.raises(OSError, match="No space left"):
+        collect(run, SMALL, opener(text))
+    assert "No space left" in read_json(folder(run) / "collect.json")["why"]
+    monkeypatch.undo()
+    collect(run, SMALL, opener(text))
+    assert bits(run) == bits(collected)
 
 
 def test_students_are_added_to_what_is_there(collected: Run, text: Path, tmp_path: Path) -> None:

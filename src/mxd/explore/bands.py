@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from . import schema
 from .codes import Firings
+from .ordering import falling, numbered, order_by
 
 DOUBLE_DECILES = 5
 POOL = 4
@@ -31,10 +32,10 @@ class Text(NamedTuple):
     """Tokens of a sequence."""
     documents: NDArray[np.int64]
     """[token] the document that it stands in."""
-    hashes: NDArray[np.uint64]
-    """[token] of seed and place: the order in which tokens are drawn."""
-    keys: NDArray[np.uint64]
-    """[token] of the few ids around it: the same where the same tokens stand."""
+    draw: NDArray[np.int64]
+    """[token] its turn when tokens are drawn, by a hash of seed and place."""
+    keys: NDArray[np.int64]
+    """[token] number of the few ids around it: the same where the same tokens stand."""
 
 
 def text_of(ids: NDArray[np.int64], documents: NDArray[np.int64], seed: int, *, eos: int | None = None) -> Text:
@@ -46,7 +47,7 @@ def text_of(ids: NDArray[np.int64], documents: NDArray[np.int64], seed: int, *, 
         eos: the token that stands at the end of a document; None if there is none.
     """
     flat = ids.reshape(-1)
-    places = np.arange(len(flat), dtype=np.uint64)
+    at = np.arange(len(flat), dtype=np.uint64)
     keys = np.zeros(len(flat), np.uint64)
     for offset in range(-BEFORE, AFTER + 1):
         moved = np.full(ids.shape, -1, np.int64)
@@ -56,7 +57,8 @@ def text_of(ids: NDArray[np.int64], documents: NDArray[np.int64], seed: int, *, 
     ended = np.zeros(ids.shape, np.int64)
     if eos is not None:
         ended[:, 1:] = np.cumsum(ids[:, :-1] == eos, axis=1)
-    return Text(flat, ids.shape[1], (documents[:, None] + ended).reshape(-1), mixed(places + mixed(np.full(1, seed, np.uint64))), keys)
+    drawn = numbered(mixed(at + mixed(np.full(1, seed, np.uint64))))
+    return Text(flat, ids.shape[1], (documents[:, None] + ended).reshape(-1), drawn, numbered(keys))
 
 
 def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -70,7 +72,7 @@ def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def ranks(firings: Firings) -> NDArray[np.int64]:
     """[firing] rank among the unit's own, 0 the strongest; of equal ones the earlier first."""
-    order = np.lexsort((firings.tokens, -firings.values, firings.units))
+    order = order_by(firings.units, falling(firings.values), firings.tokens)
     found = np.empty(len(order), np.int64)
     found[order] = np.arange(len(order)) - firings.starts[:-1][firings.units]
     return found
@@ -95,17 +97,17 @@ def choose(firings: Firings, rank: NDArray[np.int64], text: Text, n: int) -> Cho
     """At most `n` firings of each unit and band."""
     units, counts = firings.units, np.diff(firings.starts)[firings.units]
     top = np.flatnonzero(rank < POOL * n)
-    strongest = _draw(units[top], rank[top].astype(np.uint64), firings.tokens[top], text, n)
+    strongest = _draw(units[top], rank[top], firings.tokens[top], text, n)
     shown = np.zeros(len(rank), bool)
     shown[top[strongest.pairs]] = True
     rest = np.flatnonzero(~shown)
     band = double_deciles(rank, counts)
-    drawn = _draw(units[rest] * 8 + band[rest], text.hashes[firings.tokens[rest]], firings.tokens[rest], text, n)
+    drawn = _draw(units[rest] * 8 + band[rest], text.draw[firings.tokens[rest]], firings.tokens[rest], text, n)
     pairs = np.concatenate([top[strongest.pairs], rest[drawn.pairs]])
     bands = np.concatenate([np.zeros(len(strongest.pairs), np.int64), band[rest[drawn.pairs]]])
     repeats = np.concatenate([strongest.repeats, drawn.repeats])
     # Drawn by chance, shown from the strongest to the weakest.
-    order = np.lexsort((rank[pairs], bands, units[pairs]))
+    order = order_by(units[pairs], bands, rank[pairs])
     return Chosen(pairs[order], bands[order], repeats[order])
 
 
@@ -114,19 +116,19 @@ class _Drawn(NamedTuple):
     repeats: NDArray[np.int64]
 
 
-def _draw(groups: NDArray[np.int64], priority: NDArray[np.uint64], tokens: NDArray[np.int64], text: Text, n: int) -> _Drawn:
+def _draw(groups: NDArray[np.int64], priority: NDArray[np.int64], tokens: NDArray[np.int64], text: Text, n: int) -> _Drawn:
     """The first `n` of each group by `priority`, different windows only, the first of every document before the second of any."""
     if not len(groups):
         return _Drawn(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    order = np.lexsort((priority, text.keys[tokens], groups))
+    order = order_by(groups, text.keys[tokens], priority)
     first = _begins(groups[order], text.keys[tokens[order]])
     kept = order[first]
     repeats = np.diff(np.append(np.flatnonzero(first), len(order)))
     documents = text.documents[tokens[kept]]
-    by_document = np.lexsort((priority[kept], documents, groups[kept]))
+    by_document = order_by(groups[kept], documents, priority[kept])
     turn = np.empty(len(kept), np.int64)
     turn[by_document] = _place(_begins(groups[kept][by_document], documents[by_document]))
-    order = np.lexsort((priority[kept], turn, groups[kept]))
+    order = order_by(groups[kept], turn, priority[kept])
     inside = _place(_begins(groups[kept][order])) < n
     return _Drawn(kept[order][inside], repeats[order][inside])
 
@@ -152,7 +154,7 @@ class Twins:
     def __init__(self, text: Text) -> None:
         self._text = text
         inside = np.flatnonzero(np.arange(len(text.ids)) % text.length > 0)
-        order = inside[np.lexsort((text.hashes[inside], text.ids[inside]))]
+        order = inside[order_by(text.ids[inside], text.draw[inside])]
         self._order, self._ids = order, text.ids[order]
 
     def of(self, token: int, active: NDArray[np.int64], n: int) -> NDArray[np.int64]:

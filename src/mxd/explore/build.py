@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from .partners import Fired, matches, partners
 from .statistics import SHARED, Statistics, measure
 from .store import making
 
-FIRINGS_AT_ONCE = 4_000_000
+FIRINGS_AT_ONCE = 2_000_000
 """Firings held in memory at once, about 200 bytes each."""
 PROBE_FEATURE = "code"
 """Of the probes of a report, those on activations after ReLU and TopK: what the page shows."""
@@ -37,6 +39,7 @@ def build(
     probes: list[tuple[int, str, str, float, int]],
     contexts: int,
     meta: dict[str, str],
+    halt: threading.Event | None = None,
 ) -> None:
     """Write the database of one student; labels of an earlier one for the same weights are taken over.
 
@@ -46,12 +49,15 @@ def build(
         own, others: where it and the other students fired.
         probes: (unit, task, class, F1, test samples).
         contexts: kept of each unit and band.
+        halt: once it is set, nothing is written any more.
     """
     labels = _labels(path, meta["weights_sha256"])
     tokens = codes.tokens - codes.sequences
     with making(path, schema.UNITS, meta) as database:
         twins, near = Twins(text), partners(own, own.counts > SHARED * own.tokens)
         for firings in codes.chunks(FIRINGS_AT_ONCE):
+            if halt is not None and halt.is_set():
+                raise CancelledError
             rank = ranks(firings)
             found = measure(firings, rank, text, tokens, contexts)
             _write_contexts(database, firings, rank, text, twins, contexts)

@@ -9,32 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import sqlite3
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 
 from .._version import __version__
 from ..checkpoint import Run, StudentRecord
 from ..errors import ConfigError, RunError
 from ..host import Host
-from ..layers import SparseLayer
-from ..sealed import read_json, write_json
 from ..text import Corpus
 from ..unit_config import CollectConfig
-from ..written import table_of
-from . import directions, reading, texts
-from .bands import text_of
-from .build import build, write_probes
-from .codes import Codes, CodesWriter, codes_folder
-from .partners import Fired, fired
+from . import databases, probed, reading, texts
+from .codes import CodesWriter, codes_folder
+from .progress import Progress, Say
 from .store import UnitStore, folder, now, text_path, units_path
 from .texts import Texts
 
@@ -42,13 +33,9 @@ VERSION = 1
 """Raised whenever the same options come to mean other contents."""
 SCALE_TOKENS = 262_144
 """Tokens, at most, at which what multiplies the rows of units that are maps is kept."""
-SAMPLE = 16
-"""Sequences on which the size of the residual stream at the final norm is measured."""
-
 ASKED = ("tokens", "effect_tokens", "split", "contexts", "seed")
 """Options that decide what is collected."""
 
-Say = Callable[[int, str], None]
 Open = Callable[[], tuple[Host, Corpus]]
 
 
@@ -74,12 +61,12 @@ def collect(run: Run, config: CollectConfig, open_host: Open, say: Say | None = 
     missing = [record for record in records if not _finished(run, record, config)]
     for record in records:
         if record not in missing:
-            _refresh_probes(run, record)
+            probed.refresh(run, record)
     if not missing:
-        _Progress(run, lambda _done, _note: None).finished()  # also after another that was stopped
+        Progress(run, lambda _done, _note: None).finished()  # also after another that was stopped
         return []
     host, corpus = open_host()
-    progress = _Progress(run, say or (lambda _done, _note: None))
+    progress = Progress(run, say or (lambda _done, _note: None))
     try:
         return _collect(run, config, missing, host, corpus, progress)
     except BaseException as error:
@@ -87,7 +74,7 @@ def collect(run: Run, config: CollectConfig, open_host: Open, say: Say | None = 
         raise
 
 
-def _collect(run: Run, config: CollectConfig, missing: list[StudentRecord], host: Host, corpus: Corpus, progress: _Progress) -> list[str]:
+def _collect(run: Run, config: CollectConfig, missing: list[StudentRecord], host: Host, corpus: Corpus, progress: Progress) -> list[str]:
     found = _texts(run, config, host, corpus)
     progress.total = found.ids.size
     students, stack = _open_students(run, missing, found, host)
@@ -108,47 +95,7 @@ def _collect(run: Run, config: CollectConfig, missing: list[StudentRecord], host
         values = np.full(found.ids.shape, np.nan, np.float32)
         values[:with_gradient] = np.fromfile(losses, "<f4").reshape(with_gradient, length)
         progress.stage("text", lambda: texts.write_database(text_path(run), found, values, host, config.split, meta))
-    return _build(run, config, found, host, meta, progress)
-
-
-def _build(run: Run, config: CollectConfig, found: Texts, host: Host, meta: dict[str, str], progress: _Progress) -> list[str]:
-    """The databases of all students that have codes: also of those that had one, for they are matched with the new ones."""
-    names = [r.name for r in run.students if r.n_units and _codes_fit(run, r, found)]
-    codes = {name: Codes(run, name) for name in names}
-    where: dict[str, Fired] = {name: fired(one) for name, one in codes.items()}
-    text = text_of(found.ids, found.documents, config.seed, eos=host.tokenizer.eos_token_id)
-    sample = torch.from_numpy(found.ids[:SAMPLE])
-    unembed = directions.unembedding(host, sample)
-    for name in names:
-        record = run.student(name)
-        layer = run.load(name, host.device)
-        table = _table(layer)
-        written = None
-        if table is not None and table.shape[1] == unembed.weight.shape[1]:
-            progress.say(f"tokens promoted by {name}")
-            written = progress.stage("directions", lambda c=codes[name], t=table: directions.written(c, text, t, unembed))
-        gates = layer.gates()
-        bias = gates[0][1].detach().float().cpu().numpy() if len(gates) == 1 and len(gates[0][1]) == layer.n_units else None
-        own = {"student": name, "kind": record.kind, "k": str(record.k), "hookpoint": record.hookpoint, "n_units": str(record.n_units)}
-        own |= {"weights_sha256": run.weights_sha256(name), "firings": str(codes[name].firings), "report_sha256": _report_sha(run)}
-        progress.say(f"contexts of {name}")
-        progress.stage(
-            "contexts",
-            lambda n=name, w=written, b=bias, o=own: build(
-                units_path(run, n),
-                codes[n],
-                text,
-                written=w,
-                bias=b,
-                own=where[n],
-                others={other: places for other, places in where.items() if other != n},
-                probes=probes(run, n),
-                contexts=config.contexts,
-                meta={**meta, **o, "log": json.dumps({k: round(v, 2) for k, v in progress.seconds.items()})},
-            ),
-        )
-    progress.finished()
-    return names
+    return databases.make(run, config, found, host, meta, progress)
 
 
 def _check(config: CollectConfig) -> None:
@@ -218,14 +165,6 @@ def _about(run: Run, record: StudentRecord, found: Texts, layer_width: int) -> d
     return {**sizes, "ids_sha256": found.sha256, "weights_sha256": run.weights_sha256(record.name)}
 
 
-def _codes_fit(run: Run, record: StudentRecord, found: Texts) -> bool:
-    """Whether the codes of a student are whole, and of this text and these weights."""
-    path = codes_folder(run, record.name) / "about.json"
-    about = read_json(path) if path.is_file() else {}
-    same = about.get("ids_sha256") == found.sha256 and about.get("weights_sha256") == run.weights_sha256(record.name)
-    return same and about.get("sequences") == len(found.ids)
-
-
 def _open_students(run: Run, missing: list[StudentRecord], found: Texts, host: Host) -> tuple[dict[str, reading.Student], ExitStack]:
     """The students whose codes are to be read, and what closes their files."""
     _check_space(run, missing, found)
@@ -260,12 +199,6 @@ def _losses_file(run: Run, tokens: int) -> Path:
     return path
 
 
-def _table(layer: SparseLayer) -> torch.Tensor | None:
-    """The units' rows; None for kinds that have none, or none of the output's width."""
-    table = table_of(layer)
-    return None if table is None or table.shape != (layer.n_units, layer.d_out) else table.detach().float()
-
-
 def _meta(run: Run, config: CollectConfig, found: Texts, host: Host) -> dict[str, str]:
     asked = {f"asked_{name}": getattr(config, name) for name in ASKED}
     length = found.ids.shape[1]
@@ -282,80 +215,3 @@ def _meta(run: Run, config: CollectConfig, found: Texts, host: Host) -> dict[str
         about["eos"] = int(host.tokenizer.eos_token_id)
     source = {"text_sha256": found.sha256, "host_fingerprint": host.fingerprint, "version": __version__, "created": now()}
     return {key: str(value) for key, value in {**asked, **counted, **about, **source}.items()}
-
-
-def _report_sha(run: Run) -> str:
-    path = run.path / "report.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-def probes(run: Run, student: str) -> list[tuple[int, str, str, float, int]]:
-    """(unit, task, class, F1 on test samples, test samples) of the single-unit probes in the run's report, if it has any."""
-    if not (run.path / "report.json").is_file():
-        return []
-    report: Any = read_json(run.path / "report.json")
-    found: list[tuple[int, str, str, float, int]] = []
-    for figures in cast("list[dict[str, Any]]", report.get("students", [])):
-        for task, about in (figures.get("probes") or {}).get("tasks", {}).items() if figures.get("name") == student else ():
-            cell = about.get("figures", {}).get("student", {}).get("code", {}).get("k1") or {}
-            for row in cell.get("classes", []):
-                if row.get("units") and row.get("f1") is not None:
-                    tested = int(about.get("samples", {}).get("test", 0))
-                    found.append((int(row["units"][0]), task, str(row["class"]), float(row["f1"]), tested))
-    return found
-
-
-def _refresh_probes(run: Run, record: StudentRecord) -> None:
-    """Take over the probes of a report that is newer than the database."""
-    report = _report_sha(run)
-    store = UnitStore(run, record.name)
-    store.close()
-    if store.meta.get("report_sha256") == report:
-        return
-    with closing(sqlite3.connect(units_path(run, record.name), isolation_level=None, timeout=30)) as database:
-        database.execute("BEGIN IMMEDIATE")
-        write_probes(database, probes(run, record.name))
-        database.execute("INSERT OR REPLACE INTO meta VALUES ('report_sha256', ?)", (report,))
-        database.execute("COMMIT")
-
-
-class _Progress:
-    """Tells the terminal, and through ``explore/collect.json`` the page."""
-
-    def __init__(self, run: Run, say: Say) -> None:
-        self._path, self._say, self.total = folder(run) / "collect.json", say, 0
-        self._begun, self._first, self._done, self._spoken = time.monotonic(), -1, 0, 0.0
-        self.seconds: dict[str, float] = {}
-
-    def at(self, done: int, note: str) -> None:
-        """So many tokens were read."""
-        if self._first < 0:
-            self._first, self._begun = done, time.monotonic()
-        self._done = done
-        self._say(done, note)
-        if time.monotonic() - self._spoken > 1:
-            speed = (done - self._first) / max(time.monotonic() - self._begun, 1e-6)
-            self._write("running", note, (self.total - done) / speed if speed else None)
-
-    def say(self, note: str) -> None:
-        """What comes after the pass."""
-        self._say(self._done, note)
-        self._write("running", note, None)
-
-    def stage(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do it and add up the time it takes."""
-        begun = time.monotonic()
-        done = work()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
-        return done
-
-    def finished(self) -> None:
-        self._write("done", "", 0.0)
-
-    def failed(self, why: str) -> None:
-        self._write("failed", why, None)
-
-    def _write(self, state: str, stage: str, left: float | None) -> None:
-        self._spoken = time.monotonic()
-        about = {"state": state, "pid": os.getpid(), "stage": "" if state == "failed" else stage, "done": self._done, "total": self.total}
-        write_json(self._path, {**about, "seconds_left": left, "why": stage if state == "failed" else None})

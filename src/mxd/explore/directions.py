@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..host import Host
+from ..ops.largest.eager import largest
+from ..ops.linear import linear
 from . import schema
 from .bands import Text
 from .codes import Codes
+from .ordering import order_by
 
 FIRINGS = 64
 """Firings of a unit, at most, that its contributions are averaged over."""
@@ -40,7 +43,7 @@ class Unembedding(NamedTuple):
 
     def logits(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
         """What adding each direction to the residual stream adds to the logits, to first order at that size."""
-        return self.prepared(directions) @ self.weight.T
+        return linear(self.prepared(directions), self.weight)
 
     def prepared(self, directions: Tensor) -> Tensor:
         """Directions as the unembedding multiplies them."""
@@ -104,7 +107,7 @@ def sample(codes: Codes, text: Text) -> tuple[NDArray[np.int64], NDArray[np.floa
     """Tokens and activations of at most `FIRINGS` firings of every unit, drawn by hash, and where each unit's begin."""
     reach = codes.tokens if codes.scales is None else len(codes.scales)
     tokens, units, values = codes.of_tokens(reach)
-    order = np.lexsort((text.hashes[tokens], units))
+    order = order_by(units, text.draw[tokens])
     starts = np.searchsorted(units[order], np.arange(codes.n_units + 1))
     kept = np.arange(len(order)) - starts[:-1][units[order]] < FIRINGS
     order = order[kept]
@@ -145,7 +148,9 @@ def written(codes: Codes, text: Text, table: Tensor, unembed: Unembedding) -> Wr
 
 def _top(logits: Tensor, sign: int, made: Tensor, there: Tensor, unembed: Unembedding) -> list[NDArray[Any]]:
     """The tokens with the largest of `logits` [unit, vocab], with mean and standard deviation over the unit's firings."""
-    best, ids = logits.topk(min(TOKENS, logits.shape[1]), dim=1)
+    values, indices = largest(logits, min(TOKENS, logits.shape[1]))
+    best, order = values.sort(dim=1, descending=True)
+    ids = indices.gather(1, order)
     each = torch.einsum("ufd,utd->uft", unembed.prepared(made), unembed.weight[ids]) * there[..., None]
     n = there.sum(1)
     mean = each.sum(1) / n.clamp(min=1)[:, None]
