@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..checkpoint import Run, StudentRecord
 from ..errors import MxdError, RunError
 from ..sealed import read_json
-from . import banners, kept, schema, weights
+from . import banners, kept, published, schema, weights
 from .contexts import cut, shown
 from .replies import Refusal, short, told
 from .shelf import Shelf, Units
@@ -67,6 +67,7 @@ class Answers:
             "report": {name: value for name, value in report.items() if not isinstance(value, dict | list)} if report else None,
             "report_why": None if why is None else told(why),
             "students": students,
+            "published": published.frontier(info["host"]["name"], {record.hookpoint for record in run.students}),
             "banners": banners.of_run(students, run.path),
             "examples": self._examples(),
         }

@@ -210,8 +210,8 @@
     for (const s of all.filter((one) => one.k)) byLabel.set(label(s), [...(byLabel.get(label(s)) || []), s]);
     const series = [...byLabel].map(([name, own]) => ({ name, kind: own[0].kind, points: own.map(point) }));
     const levels = all.filter((s) => !s.k).map((s) => ({ ...point(s), name: label(s), kind: s.kind }));
-    // The paper's curves, where the server knows them for this host: {k: [...], excess: {kind: [...]}}.
-    const { k: ks, excess = {} } = (run.report && run.report.published) || {};
+    // The paper's curves, if this host and layer are among its own: {k: [...], excess: {kind: [...]}}.
+    const { k: ks, excess = {} } = run.published || {};
     for (const [kind, values] of Object.entries(excess)) {
       const name = `${charts.NAMES[kind]}, paper`;
       const points = values.map((y, i) => ({ k: ks[i], y, low: null, high: null, title: `${name}: ${fmt.num(y, 2)} nats` }));
