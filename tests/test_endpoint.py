@@ -84,7 +84,7 @@ def test_what_is_called_before_each_request_can_end_it(fake: FakeModel) -> None:
 
     fake.answer = lambda _question: 503
     with pytest.raises(MxdError, match=r"^enough$"):
-        Endpoint(fake.url, "m", sleep=lambda _s: None, before=before).ask("q", text_of)
+        Endpoint(fake.url, "m", sleep=lambda _s: None).ask("q", text_of, before)
     assert len(fake.asked) == 2
 
 

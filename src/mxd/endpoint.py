@@ -31,6 +31,10 @@ TIMEOUT = 60.0
 """Seconds for one whole reply."""
 LARGEST_REPLY = 2**20
 """Bytes of a reply that are read."""
+LARGEST_REASON = 16_384
+"""Bytes that are read of why an endpoint refuses."""
+LONGEST_REASON = 240
+"""Characters of it that are told."""
 _RETRY = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 
 
@@ -116,8 +120,9 @@ class Endpoint:
     """Bytes of a reply that are read."""
     sleep: Callable[[float], None] = field(default_factory=lambda: time.sleep)
     """Waits between attempts."""
-    before: Callable[[], None] = lambda: None
-    """Called before each request: a pace, a limit on what may be spent, an end that was asked for. What it raises ends the question."""
+
+    _any_temperature: bool = field(default=False, init=False, repr=False)
+    """Whether the model was found to take no other temperature than its own."""
 
     def __post_init__(self) -> None:
         """
@@ -126,12 +131,14 @@ class Endpoint:
         """
         self.key = sendable(self.key, self.words)
 
-    def ask(self, content: str, parse: Callable[[Any], Answer]) -> Answer:
+    def ask(self, content: str, parse: Callable[[Any], Answer], before: Callable[[], None] = lambda: None) -> Answer:
         """What `parse` makes of the JSON that the endpoint answers with.
 
         Args:
             content: the question.
             parse: raises ValueError for nonsense, which is asked again, and `Declined` for a refusal, which is not.
+            before: called before each request: a pace, a limit on what may be spent, an end that was asked for. What it raises ends the
+                question.
 
         Raises:
             NoAnswer: none was given in `attempts` attempts, or the endpoint refuses.
@@ -139,15 +146,19 @@ class Endpoint:
         last, silent = "", False
         for attempt in range(self.attempts):
             wait, silent = 2.0**attempt, True
-            self.before()
+            before()
             try:
                 return parse(self._reply(content))
             except HTTPError as error:
                 with error:  # it holds the connection
-                    last = self._without_key(f"HTTP {error.code} {error.reason}")
-                    if error.code not in _RETRY:
+                    said = _said(error)
+                    last = self._without_key(f"HTTP {error.code} {error.reason}{said and f': {said}'}")
+                    if error.code == 400 and "temperature" in said and not self._any_temperature:
+                        self._any_temperature, wait = True, 0.0
+                    elif error.code not in _RETRY:
                         raise Refused(f"{self.words.who} {self.model} refuses", got=last, next=_advice(error.code, self.words)) from None
-                    wait = _wait(error.headers.get("Retry-After"), wait)
+                    else:
+                        wait = _wait(error.headers.get("Retry-After"), wait)
             except (OSError, HTTPException) as error:
                 last = f"{type(error).__name__}: {error.reason if isinstance(error, URLError) else error}"
             except Declined as error:
@@ -163,7 +174,7 @@ class Endpoint:
         raise failed
 
     def body(self, content: str) -> dict[str, Any]:
-        """What is sent for a question: JSON, without the key."""
+        """What is sent for a question, without the key; the temperature is left out where the model takes none but its own."""
         return {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
 
     def _without_key(self, text: str) -> str:
@@ -178,7 +189,10 @@ class Endpoint:
             ValueError: no JSON.
         """
         headers = {"Content-Type": "application/json", "User-Agent": "mxd", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
-        request = Request(address(self.url, self.words), json.dumps(self.body(content)).encode(), headers, method="POST")
+        body = self.body(content)
+        if self._any_temperature:
+            del body["temperature"]
+        request = Request(address(self.url, self.words), json.dumps(body).encode(), headers, method="POST")
         until = time.monotonic() + self.timeout
         with build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
             return json.loads(_read_all(response, until, self.largest).decode("utf-8", "replace"))
@@ -261,6 +275,22 @@ def _read_all(response: HTTPResponse, until: float, largest: int) -> bytes:
         if sum(map(len, parts)) > largest:
             raise ValueError(f"a reply of more than {largest} bytes")
     return b"".join(parts)
+
+
+def _said(error: HTTPError) -> str:
+    """Why an endpoint says it refuses, in one short line: OpenAI's ``error.message``, or what others have in its place; may be empty."""
+    try:
+        text = error.read(LARGEST_REASON).decode("utf-8", "replace")
+    except (OSError, HTTPException):
+        return ""
+    try:
+        found: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        found = re.sub(r"<[^>]*>", " ", text)
+    for name in ("error", "detail", "message") * 2:
+        found = found[name] if isinstance(found, dict) and name in found else found
+    words = " ".join("".join(c if c.isprintable() else " " for c in found).split()) if isinstance(found, str) else ""
+    return words if len(words) <= LONGEST_REASON else f"{words[: LONGEST_REASON - 1]}…"
 
 
 def _wait(asked: str | None, otherwise: float) -> float:

@@ -177,7 +177,7 @@ def test_always_429_is_missing_and_not_zero(fake: Fake, judge: Judge, caplog: py
     with caplog.at_level(logging.WARNING, "mxd"):
         found = judge.ask_all([["a"], ["b"], ["c"], ["d"]], told.append)
     assert found.verdicts == [None] * 4 and told == [1, 2, 3, 4]
-    assert found.why == ["judge wise gave no verdict in 4 attempts | got HTTP 429 Too Many Requests"]
+    assert found.why == ["judge wise gave no verdict in 4 attempts | got HTTP 429 Too Many Requests: no"]
     assert len(fake.asked) == module.GIVE_UP_AFTER * module.ATTEMPTS, "then it is left alone"
     assert KEY not in caplog.text and KEY not in repr(judge)
 

@@ -9,16 +9,20 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = str | bytes | int | dict[str, Any] | None
-"""Text of a reply, raw bytes, an HTTP code, a whole message; None for silence."""
+Answer = str | bytes | int | tuple[int, bytes] | dict[str, Any] | None
+"""Text of a reply, raw bytes, an HTTP code (and a body), a whole message; None for silence."""
 
 
 class FakeModel:
-    """Answers what `answer` makes of a question. Attributes: `asked`, the questions so far; `keys`, the Authorization headers."""
+    """Answers what `answer` makes of a question.
+
+    Attributes: `asked`, the questions so far; `bodies`, all that was sent; `keys`, the Authorization headers.
+    """
 
     def __init__(self, answer: Callable[[str], Answer] | None = None) -> None:
         self.answer = answer or knows("w7")
         self.asked: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.usage: dict[str, Any] | None = {"prompt_tokens": 100, "completion_tokens": 10}
         self.at_once = self.most_at_once = 0
@@ -27,8 +31,10 @@ class FakeModel:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                question = body["messages"][0]["content"]
                 with fake.lock:
+                    fake.bodies.append(body)
                     fake.asked.append(question)
                     fake.keys.append(self.headers.get("Authorization"))
                     fake.at_once += 1
@@ -43,10 +49,13 @@ class FakeModel:
                 if answer is None:
                     fake.end.wait(20)
                     return
+                reason = b"{}"
+                if isinstance(answer, tuple):
+                    answer, reason = answer
                 code = answer if isinstance(answer, int) else 200
                 message = answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}
                 body = {"choices": [{"message": message}], **({"usage": fake.usage} if fake.usage else {})}
-                data = answer if isinstance(answer, bytes) else b"{}" if isinstance(answer, int) else json.dumps(body).encode()
+                data = answer if isinstance(answer, bytes) else reason if isinstance(answer, int) else json.dumps(body).encode()
                 self.send_response(code)
                 self.send_header("Content-Length", str(len(data)))
                 if code == 429:

@@ -428,6 +428,52 @@ def test_a_wrong_key_or_model_ends_at_once(run: Run, go: Go, fake: FakeModel, co
     assert len(fake.asked) == 1 and KEY not in str(caught.value)
 
 
+SAID = {
+    b'{"error": {"message": "You exceeded\\nyour quota", "type": "x"}}': "You exceeded your quota",
+    b'{"detail": "Server is pinned to another model"}': "Server is pinned to another model",
+    b'{"error": "model not found"}': "model not found",
+    b'{"object": "error", "message": "too long"}': "too long",
+    b"<html><body><h1>Bad \x1b[31mrequest</h1></body></html>": "Bad [31mrequest",
+    b"x" * 20_000: "x" * 239 + "…",
+}
+
+
+@pytest.mark.parametrize("reason", SAID, ids=lambda reason: reason[:20].decode())
+def test_what_an_endpoint_says_of_its_refusal_is_told(run: Run, go: Go, fake: FakeModel, reason: bytes) -> None:
+    fake.answer = lambda _q: (403, reason)
+    with pytest.raises(RunError) as caught:
+        go(**ask(fake, units=(2,)))
+    assert caught.value.got == f"HTTP 403 Forbidden: {SAID[reason]}"
+
+
+@pytest.mark.parametrize("reason", [b"", b"{}", b"[1]", b'{"error": {"code": 3}}', b"[" * 9000, b"\xff\xfe"])
+def test_a_refusal_without_words(run: Run, go: Go, fake: FakeModel, reason: bytes) -> None:
+    fake.answer = lambda _q: (403, reason)
+    with pytest.raises(RunError, match="HTTP 403 Forbidden") as caught:
+        go(**ask(fake, units=(2,)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_is_sent_back_is_not_told(run: Run, go: Go, fake: FakeModel) -> None:
+    fake.answer = lambda _q: (401, json.dumps({"error": {"message": f"wrong key: {KEY}"}}).encode())
+    with pytest.raises(RunError, match=r"wrong key: \(key\)") as caught:
+        go(**ask(fake, units=(2,)))
+    assert KEY not in str(caught.value)
+
+
+def test_a_model_that_takes_no_temperature_is_asked_without(run: Run, go: Go, fake: FakeModel) -> None:
+    """As OpenAI's reasoning models, which refuse any other than their own."""
+    wise = fake.answer
+    reason = b'{"error": {"message": "Unsupported value: \'temperature\' does not support 0 with this model."}}'
+    fake.answer = lambda question: wise(question) if "temperature" not in fake.bodies[-1] else (400, reason)
+    go(**ask(fake, units=(2, 3), parallel=1))
+    assert sorted(rows(run, "wise")) == [2, 3]
+    assert ["temperature" in body for body in fake.bodies] == [True] + [False] * (len(fake.bodies) - 1), "told once, remembered"
+    fake.answer = lambda _q: (400, reason)
+    with pytest.raises(RunError, match="temperature"):
+        go(**ask(fake, units=(4,)))
+
+
 def test_nobody_there(run: Run, go: Go, fake: FakeModel, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     fake.close()
     with pytest.raises(RunError, match="Connection refused"):

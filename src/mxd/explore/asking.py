@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -159,7 +158,7 @@ class Asker:
             return answer
 
         try:
-            return dataclasses.replace(self._endpoint, before=before).ask(question, read)
+            return self._endpoint.ask(question, read, before)
         finally:
             with self._lock:
                 self._promised = _times(self._promised, likely, -promised)
