@@ -121,8 +121,10 @@ class Endpoint:
     sleep: Callable[[float], None] = field(default_factory=lambda: time.sleep)
     """Waits between attempts."""
 
-    _any_temperature: bool = field(default=False, init=False, repr=False)
-    """Whether the model was found to take no other temperature than its own."""
+    reply_tokens: int | None = None
+    """Tokens of one reply, at most; None: as many as the endpoint likes."""
+    _unwanted: frozenset[str] = field(default=frozenset(), init=False, repr=False)
+    """What the model was found to take no word about: its temperature, or the length of its replies."""
 
     def __post_init__(self) -> None:
         """
@@ -153,8 +155,9 @@ class Endpoint:
                 with error:  # it holds the connection
                     said = _said(error)
                     last = self._without_key(f"HTTP {error.code} {error.reason}{said and f': {said}'}")
-                    if error.code == 400 and "temperature" in said and not self._any_temperature:
-                        self._any_temperature, wait = True, 0.0
+                    unwanted = {name for name in self._how() if error.code == 400 and name in said}
+                    if unwanted:
+                        self._unwanted, wait = self._unwanted | unwanted, 0.0
                     elif error.code not in _RETRY:
                         raise Refused(f"{self.words.who} {self.model} refuses", got=last, next=_advice(error.code, self.words)) from None
                     else:
@@ -174,8 +177,13 @@ class Endpoint:
         raise failed
 
     def body(self, content: str) -> dict[str, Any]:
-        """What is sent for a question, without the key; the temperature is left out where the model takes none but its own."""
+        """What a question is known by: the model and what it is asked, without the key."""
         return {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+
+    def _how(self) -> dict[str, Any]:
+        """How it is to answer, as far as it takes that."""
+        wanted = {"temperature": 0, **({} if self.reply_tokens is None else {"max_tokens": self.reply_tokens})}
+        return {name: value for name, value in wanted.items() if name not in self._unwanted}
 
     def _without_key(self, text: str) -> str:
         """`text` fit for a log, whatever the endpoint sends back."""
@@ -189,9 +197,7 @@ class Endpoint:
             ValueError: no JSON.
         """
         headers = {"Content-Type": "application/json", "User-Agent": "mxd", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
-        body = self.body(content)
-        if self._any_temperature:
-            del body["temperature"]
+        body = {name: value for name, value in self.body(content).items() if name != "temperature"} | self._how()
         request = Request(address(self.url, self.words), json.dumps(body).encode(), headers, method="POST")
         until = time.monotonic() + self.timeout
         with build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:

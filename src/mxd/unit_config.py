@@ -85,6 +85,8 @@ class LabelConfig:
     """Requests a minute, at most, evenly spread."""
     parallel: int = 4
     """Units that the model is asked about at the same time."""
+    reply_tokens: int = 1024
+    """Tokens of one reply, at most, where the endpoint takes such a limit; what a model thinks aloud counts."""
     timeout: float = 60.0
     """Seconds for one reply."""
     seed: int = 0

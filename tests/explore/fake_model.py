@@ -24,6 +24,7 @@ class FakeModel:
         self.asked: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.reason = "stop"
         self.usage: dict[str, Any] | None = {"prompt_tokens": 100, "completion_tokens": 10}
         self.at_once = self.most_at_once = 0
         self.lock, self.end = threading.Lock(), threading.Event()
@@ -54,7 +55,7 @@ class FakeModel:
                     answer, reason = answer
                 code = answer if isinstance(answer, int) else 200
                 message = answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}
-                body = {"choices": [{"message": message}], **({"usage": fake.usage} if fake.usage else {})}
+                body = {"choices": [{"message": message, "finish_reason": fake.reason}], **({"usage": fake.usage} if fake.usage else {})}
                 data = answer if isinstance(answer, bytes) else reason if isinstance(answer, int) else json.dumps(body).encode()
                 self.send_response(code)
                 self.send_header("Content-Length", str(len(data)))

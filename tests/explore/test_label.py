@@ -474,6 +474,29 @@ def test_a_model_that_takes_no_temperature_is_asked_without(run: Run, go: Go, fa
         go(**ask(fake, units=(4,)))
 
 
+def test_replies_are_of_a_limited_length(run: Run, go: Go, fake: FakeModel) -> None:
+    go(**ask(fake, units=(2,), reply_tokens=77))
+    assert {body["max_tokens"] for body in fake.bodies} == {77}
+    go(**ask(fake, units=(2,), overwrite=True))
+    assert {body["max_tokens"] for body in fake.bodies} == {77}, "what was answered is known under another limit, too"
+    reason = b'{"error": {"message": "Unsupported parameter: \'max_tokens\' is not supported with this model."}}'
+    own = fake.answer
+    fake.answer = lambda question: own(question) if "max_tokens" not in fake.bodies[-1] else (400, reason)
+    go(**ask(fake, units=(3,), parallel=1))
+    assert sorted(rows(run, "wise")) == [2, 3] and fake.bodies[-1]["temperature"] == 0
+    with pytest.raises(ConfigError, match="--reply-tokens"):
+        go(**ask(fake, units=(3,), reply_tokens=0))
+
+
+def test_a_reply_that_was_cut_off_says_so_and_is_not_asked_for_again(run: Run, go: Go, fake: FakeModel) -> None:
+    fake.answer, fake.reason = lambda _q: "I think that", "length"
+    told = go(**ask(fake, units=(2,)))
+    assert "a reply that was cut off; raise --reply-tokens" in told.lines[-1] and len(fake.asked) == 1
+    fake.answer = knows("w7")
+    go(**ask(fake, units=(3,)))
+    assert sorted(rows(run, "wise")) == [3], "one that is whole all the same is taken"
+
+
 def test_nobody_there(run: Run, go: Go, fake: FakeModel, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     fake.close()
     with pytest.raises(RunError, match="Connection refused"):

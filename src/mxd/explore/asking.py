@@ -153,7 +153,12 @@ class Asker:
 
         def read(reply: Any) -> Answer:
             usage, text = self._count(question, reply), said(reply)
-            answer = parse(text)
+            try:
+                answer = parse(text)
+            except ValueError as error:
+                if cut_off(reply) and not isinstance(error, Declined):  # nor would it be whole at the next attempt
+                    raise Declined("a reply that was cut off; raise --reply-tokens") from None
+                raise
             self._replies.put(asked, self.model, text, usage.tokens_in, usage.tokens_out)
             return answer
 
@@ -216,6 +221,14 @@ def said(reply: Any) -> str:
     if reason == "content_filter":
         raise Declined("a refusal by a content filter")
     return text_of(reply)
+
+
+def cut_off(reply: Any) -> bool:
+    """Whether a reply ended because it had become too long."""
+    try:
+        return reply["choices"][0]["finish_reason"] == "length"
+    except (KeyError, IndexError, TypeError):
+        return False
 
 
 def check_refusal(text: str) -> None:

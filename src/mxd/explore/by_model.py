@@ -78,7 +78,7 @@ def by_model(run: Run, subject: Subject, config: LabelConfig, bars: Bars, say: C
         return
     replies = Replies(folder(run) / "label-cache.sqlite")
     key = os.environ.get(config.key_env) or None
-    endpoint = Endpoint(str(config.endpoint), str(config.model), key, timeout=config.timeout)
+    endpoint = Endpoint(str(config.endpoint), str(config.model), key, timeout=config.timeout, reply_tokens=config.reply_tokens)
     limits = Limits(config.max_tokens, config.max_cost, config.price_in, config.price_out)
     asker = Asker(endpoint, replies, Pace(config.requests_per_minute), limits)
     tally, spent = _Tally(), None

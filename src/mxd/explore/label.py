@@ -75,7 +75,8 @@ def check(config: LabelConfig) -> None:
         raise ConfigError("--units and --top", expected="one of them", next="leave one out")
     if config.by not in schema.COLUMNS:
         raise ConfigError("no such column in --by", expected=", ".join(schema.COLUMNS), got=config.by)
-    for name, value in (("top", config.top), ("parallel", config.parallel), ("timeout", config.timeout)):
+    counts = (("top", config.top), ("parallel", config.parallel), ("timeout", config.timeout), ("reply-tokens", config.reply_tokens))
+    for name, value in counts:
         if value is not None and not value > 0:
             raise ConfigError(f"--{name} makes no sense", expected="a positive number", got=str(value))
 
