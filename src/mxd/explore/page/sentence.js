@@ -337,6 +337,7 @@
         { "data-live": true, "aria-label": `read again: ${text.slice(0, 60)}` }),
       ui.button("Forget", () => mxd.source.deleteSentence(id).then(kept, (error) => list.append(ui.failed(error))),
         { "aria-label": `forget: ${text.slice(0, 60)}` })));
+    list.hidden = !sentences.length;
     list.replaceChildren(...(sentences.length ? [h("h2", null, "Kept sentences"), h("div", { class: "scroll" }, h("table", { class: "plain" },
       h("thead", null, h("tr", null, ["sentence", "read by", "when"].map((name) => h("th", { scope: "col" }, name)), h("td"))),
       h("tbody", null, sentences.map(line))))] : []));
@@ -356,10 +357,10 @@
     mount(el, route, ctx) {
       const form = mxd.textForm((text) => read({ text }), ctx.signal);
       now = { ctx, form, out: h("div", { class: "stack" }), ask: mxd.latest(), pin: null,
-        list: h("section", { class: "stack" }) };
+        list: h("section", { class: "panel", hidden: true }) };
       const { list } = now;
       el.append(h("h1", { class: "sr" }, "Sentence"), mxd.source.live ? h("section", { class: "panel" }, form.el) : "", now.out, list);
-      if (mxd.source.live) kept().catch((error) => !mxd.aborted(error) && list.replaceChildren(ui.failed(error)));
+      if (mxd.source.live) kept().catch((error) => !mxd.aborted(error) && list.replaceWith(ui.failed(error)));
       if (route.query.has("text")) form.area.value = route.query.get("text");
       fromRoute(route);
       return () => (now.ask.cancel(), (now = null));
