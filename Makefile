@@ -27,9 +27,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/mxd demo
 
-# One thread: the tests' tensors are so small that a second thread only waits for the first, forever on a busy machine.
+# One thread: the tests' tensors are so small that a second thread only waits for the first, forever on a busy machine. Files side by side
+# in TEST_WORKERS processes instead.
+TEST_WORKERS ?= 2
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not network" --cov=mxd --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile -m "not slow and not network" --cov=mxd --cov-report=term --cov-fail-under=90
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not network"

@@ -196,9 +196,9 @@ def test_a_walk_through_all_views_asks_nobody_else(served: Served, tabs: Tabs) -
     tab.page.keyboard.press("Enter")
     tab.says("expert 12")
     tab.settled()
-    allowed = (
-        r"/(\?key=[\w-]+|static/[a-z]+\.(js|css)|api/(run|status|notes|bench|export/size|s/[\w-]+/(columns|rows|matches|units/\d+)\b.*))?"
-    )
+    of_student = r"s/[\w-]+/(columns|rows|matches|units/\d+)\b.*"
+    api = rf"api/(run|status|notes|bench|sentences|export/size|{of_student})"
+    allowed = rf"/(\?key=[\w-]+|static/[a-z]+\.(js|css)|{api})?"
     strange = [url for url in tab.asked if not url.startswith("data:") and not re.fullmatch(re.escape(served.base) + allowed, url)]
     assert strange == [] and len(tab.asked) > 20
     entries: list[str] = tab.page.evaluate("() => performance.getEntriesByType('resource').map(entry => entry.name)")
