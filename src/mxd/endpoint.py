@@ -31,8 +31,8 @@ TIMEOUT = 60.0
 """Seconds for one whole reply."""
 LARGEST_REPLY = 2**20
 """Bytes of a reply that are read."""
-LARGEST_REASON = 16_384
-"""Bytes that are read of why an endpoint refuses."""
+LARGEST_REASON = 2**16
+"""Bytes of why an endpoint refuses: of a longer reason nothing is told."""
 LONGEST_REASON = 240
 """Characters of it that are told."""
 _RETRY = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
@@ -120,7 +120,6 @@ class Endpoint:
     """Bytes of a reply that are read."""
     sleep: Callable[[float], None] = field(default_factory=lambda: time.sleep)
     """Waits between attempts."""
-
     reply_tokens: int | None = None
     """Tokens of one reply, at most; None: as many as the endpoint likes."""
     _unwanted: frozenset[str] = field(default=frozenset(), init=False, repr=False)
@@ -149,13 +148,14 @@ class Endpoint:
         for attempt in range(self.attempts):
             wait, silent = 2.0**attempt, True
             before()
+            how = self._how()
             try:
-                return parse(self._reply(content))
+                return parse(self._reply(content, how))
             except HTTPError as error:
                 with error:  # it holds the connection
-                    said = _said(error)
+                    said = _said(error, self.timeout)
                     last = self._without_key(f"HTTP {error.code} {error.reason}{said and f': {said}'}")
-                    unwanted = {name for name in self._how() if error.code == 400 and name in said}
+                    unwanted = {name for name in how if error.code == 400 and name in said}
                     if unwanted:
                         self._unwanted, wait = self._unwanted | unwanted, 0.0
                     elif error.code not in _RETRY:
@@ -189,7 +189,7 @@ class Endpoint:
         """`text` fit for a log, whatever the endpoint sends back."""
         return text.replace(self.key, "(key)") if self.key else text
 
-    def _reply(self, content: str) -> Any:
+    def _reply(self, content: str, how: Mapping[str, Any]) -> Any:
         """The JSON that the endpoint answers with.
 
         Raises:
@@ -197,7 +197,7 @@ class Endpoint:
             ValueError: no JSON.
         """
         headers = {"Content-Type": "application/json", "User-Agent": "mxd", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
-        body = {name: value for name, value in self.body(content).items() if name != "temperature"} | self._how()
+        body = {name: value for name, value in self.body(content).items() if name != "temperature"} | dict(how)
         request = Request(address(self.url, self.words), json.dumps(body).encode(), headers, method="POST")
         until = time.monotonic() + self.timeout
         with build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
@@ -283,12 +283,13 @@ def _read_all(response: HTTPResponse, until: float, largest: int) -> bytes:
     return b"".join(parts)
 
 
-def _said(error: HTTPError) -> str:
+def _said(error: HTTPError, timeout: float) -> str:
     """Why an endpoint says it refuses, in one short line: OpenAI's ``error.message``, or what others have in its place; may be empty."""
     try:
-        text = error.read(LARGEST_REASON).decode("utf-8", "replace")
-    except (OSError, HTTPException):
+        data = _read_all(cast(HTTPResponse, error.fp), time.monotonic() + timeout, LARGEST_REASON)
+    except (OSError, HTTPException, ValueError):
         return ""
+    text = data.decode("utf-8", "replace")
     try:
         found: Any = json.loads(text)
     except (ValueError, RecursionError):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -435,6 +436,7 @@ SAID = {
     b'{"object": "error", "message": "too long"}': "too long",
     b"<html><body><h1>Bad \x1b[31mrequest</h1></body></html>": "Bad [31mrequest",
     b"x" * 20_000: "x" * 239 + "…",
+    b"{" + b" " * 70_000 + b"}": "",
 }
 
 
@@ -443,7 +445,7 @@ def test_what_an_endpoint_says_of_its_refusal_is_told(run: Run, go: Go, fake: Fa
     fake.answer = lambda _q: (403, reason)
     with pytest.raises(RunError) as caught:
         go(**ask(fake, units=(2,)))
-    assert caught.value.got == f"HTTP 403 Forbidden: {SAID[reason]}"
+    assert caught.value.got == (f"HTTP 403 Forbidden: {SAID[reason]}" if SAID[reason] else "HTTP 403 Forbidden")
 
 
 @pytest.mark.parametrize("reason", [b"", b"{}", b"[1]", b'{"error": {"code": 3}}', b"[" * 9000, b"\xff\xfe"])
@@ -472,6 +474,20 @@ def test_a_model_that_takes_no_temperature_is_asked_without(run: Run, go: Go, fa
     fake.answer = lambda _q: (400, reason)
     with pytest.raises(RunError, match="temperature"):
         go(**ask(fake, units=(4,)))
+
+
+def test_models_that_take_no_temperature_are_found_out_by_several_at_once(run: Run, go: Go, fake: FakeModel) -> None:
+    wise, both = fake.answer, threading.Barrier(2, timeout=20)
+
+    def answer(question: str) -> Any:
+        if "temperature" not in next(body for body in fake.bodies[::-1] if body["messages"][0]["content"] == question):
+            return wise(question)
+        both.wait()  # both have been asked before either is told
+        return 400, b"temperature: only 1"
+
+    fake.answer = answer
+    go(**ask(fake, units=(2, 3), parallel=2))
+    assert sorted(rows(run, "wise")) == [2, 3]
 
 
 def test_replies_are_of_a_limited_length(run: Run, go: Go, fake: FakeModel) -> None:
