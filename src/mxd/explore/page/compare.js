@@ -137,7 +137,7 @@
       probes.replaceChildren(rows.size ? mxd.smallTable("the unit that alone tells the class best", ["class", ...names],
         [...rows].sort(([a], [b]) => a.localeCompare(b))
         .map(([key, found]) => [heat.text(key), ...names.map((name) => cell(found.get(name), name))]))
-          : ui.empty("No probe is known that a single unit of these students passes.", `mxd eval runs/${now.ctx.run.name}`));
+          : ui.empty("No probe is known that a single unit of these students passes.", `mxd eval runs/${now.ctx.run.name} --suite full`));
     } catch (error) {
       failing(probes, classes)(error);
     }
