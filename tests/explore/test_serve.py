@@ -495,6 +495,10 @@ def test_sentences_are_kept(live: Client, monkeypatch: pytest.MonkeyPatch) -> No
     assert set(listed) == {name, other} and "answer" not in listed[name]
     assert (listed[name]["request"], listed[name]["text"], listed[name]["students"]) == ({"text": "law people"}, "law people", [MXD, OTHER])
     assert listed[other]["request"] == {"seq": 3} and listed[other]["text"] == live.site.shelf.text().store.sequence(3).text[:300]
+    special = live.post("/api/sentences", {"text": "law people", "students": [MXD], "special": True})["id"]
+    kept = {one["id"]: one["request"] for one in live.get("/api/sentences")["sentences"]}
+    assert special != name and kept[special] == {"text": "law people", "special": True}, "another reading than as plain text"
+    live.http.delete(f"/api/sentences/{special}")
     again = live.post("/api/sentence", {"text": "law people", "students": [MXD, OTHER]})
     assert {one["id"]: one["answer"] for one in live.site.answers.sentences([MXD, OTHER])}[name] == again
     assert [[s["name"] for s in one["answer"]["students"]] for one in live.site.answers.sentences([MXD])] == [[MXD]]

@@ -39,7 +39,7 @@ def build(
     probes: list[tuple[int, str, str, float, int]],
     contexts: int,
     meta: dict[str, str],
-    halt: threading.Event | None = None,
+    halt: threading.Event,
 ) -> None:
     """Write the database of one student; labels of an earlier one for the same weights are taken over.
 
@@ -56,7 +56,7 @@ def build(
     with making(path, schema.UNITS, meta) as database:
         twins, near = Twins(text), partners(own, own.counts > SHARED * own.tokens)
         for firings in codes.chunks(FIRINGS_AT_ONCE):
-            if halt is not None and halt.is_set():
+            if halt.is_set():
                 raise CancelledError
             rank = ranks(firings)
             found = measure(firings, rank, text, tokens, contexts)
